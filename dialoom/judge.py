@@ -1,0 +1,97 @@
+"""Judges write on turns; they never select and never train. Rules and models look alike from outside.
+
+A verdict is about the last turn of a dialogue. No verdict (None) is data, not a crash: the turn is skipped by selection
+and counted in the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from dialoom.dialogue import Chat, Dialogue
+from dialoom.models.base import ScoringModel
+
+Preference = Literal["left", "right", "tie"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of a dialogue's last turn: numbers for `turn.scores`, the rest for `turn.notes`."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """Judges the last turn of each dialogue."""
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict | None]: ...
+
+
+class Comparer(Protocol):
+    """Says which of two replies to the same dialogue is better; asks both orders, so position cannot decide."""
+
+    @property
+    def name(self) -> str: ...
+
+    def compare(self, dialogues: Sequence[Dialogue], left: Sequence[str],
+                right: Sequence[str]) -> list[Preference | None]: ...
+
+
+@dataclass(frozen=True)
+class RuleJudge:
+    """A judge that is a plain function of one dialogue."""
+
+    name: str
+    rule: Callable[[Dialogue], Verdict | None]
+
+    def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict | None]:
+        return [self.rule(dialogue) for dialogue in dialogues]
+
+
+@dataclass(frozen=True)
+class LogitJudge:
+    """Asks a model a closed question and reads the answer's probability from its logits; nothing to parse.
+
+    Scores `name` with the probability, in (0, 1), of `options[0]` among `options`.
+    """
+
+    name: str
+    model: ScoringModel
+    question: Callable[[Dialogue], Chat]
+    options: tuple[str, ...] = ("yes", "no")
+
+    def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict | None]:
+        weights = self.model.choose([self.question(dialogue) for dialogue in dialogues], list(self.options))
+        return [Verdict({self.name: _probability(row)}) for row in weights]
+
+
+@dataclass(frozen=True)
+class LogitComparer:
+    """Asks a model A or B in both orders; a tie where the orders disagree."""
+
+    name: str
+    model: ScoringModel
+    question: Callable[[Dialogue, str, str], Chat]
+
+    def compare(self, dialogues: Sequence[Dialogue], left: Sequence[str],
+                right: Sequence[str]) -> list[Preference | None]:
+        asked = [self.question(*triple) for triple in zip(dialogues, left, right, strict=True)]
+        swapped = [self.question(*triple) for triple in zip(dialogues, right, left, strict=True)]
+        weights = self.model.choose([*asked, *swapped], ["A", "B"])
+        firsts = [row[0] > row[1] for row in weights]
+        return ["tie" if one == other else "left" if one else "right"
+                for one, other in zip(firsts[:len(asked)], firsts[len(asked):], strict=True)]
+
+
+def _probability(logprobs: Sequence[float]) -> float:
+    import math
+
+    top = max(logprobs)
+    weights = [math.exp(value - top) for value in logprobs]
+    return weights[0] / sum(weights)

@@ -1,0 +1,100 @@
+"""From what the user writes after `--model` to a model. Nothing heavy is imported before a kind is known."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialoom.errors import ModelError
+
+if TYPE_CHECKING:
+    from dialoom.models.base import ChatModel
+    from dialoom.models.local import LocalModel
+
+POCKETS = ("pocket", "pocket-small")
+WEIGHTS = Path(__file__).parent.parent / "pocket" / "weights"
+KINDS = "pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>, run:<folder>"
+
+
+def load_model(spec: str, *, device: str = "auto") -> ChatModel:
+    """The model that `spec` names.
+
+    Args:
+        spec: `pocket`, `pocket-small`, `hf:<name or path>[+<adapter>]`, `openai:<model>` or `run:<folder>` (what a
+            run trained: the folder's `model/` or `adapter/`).
+        device: auto, cuda, mps or cpu; endpoints take no notice of it.
+    Raises: ModelError: one line that says what was meant instead, or what to do first.
+    """
+    kind, colon, rest = spec.partition(":")
+    if spec in POCKETS:
+        return _local(_pocket(spec), device=device, name=spec, base=spec)
+    if colon and rest and kind == "openai":
+        from dialoom.models.endpoint import EndpointModel
+        return EndpointModel(rest)
+    if colon and rest and kind == "hf":
+        base, _, adapter = _split_adapter(rest)
+        return _local(base, adapter=adapter or None, device=device, name=spec, base=base)
+    if colon and rest and kind == "run":
+        return _from_run(Path(rest), device=device, name=spec)
+    raise ModelError(f"unknown model {spec!r}{_near_miss(spec)}; models are {KINDS}")
+
+
+def _near_miss(spec: str) -> str:
+    """What was probably meant, as a question, or nothing."""
+    kind, colon, rest = spec.partition(":")
+    if colon and not rest:
+        return ": nothing stands after the colon"
+    if Path(spec).is_dir():
+        is_run = any((Path(spec) / part).is_dir() for part in ("model", "adapter"))
+        return f"; did you mean {'run' if is_run else 'hf'}:{spec}?"
+    near = difflib.get_close_matches(kind.lower(), ["hf", "openai", "run"] if colon else POCKETS, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]}:{rest}?" if colon else f"; did you mean {near[0]}?"
+    return f"; did you mean hf:{spec}?" if "/" in spec and not colon else ""
+
+
+def _pocket(name: str) -> str:
+    folder = WEIGHTS / name
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"the weights of {name} are not in this installation ({folder}); build them with "
+                         "`dialoom pocket build`")
+    return str(folder)
+
+
+def _split_adapter(text: str) -> tuple[str, str, str]:
+    """Base and adapter at the plus sign; a plus inside an existing folder's name is not one."""
+    return (text, "", "") if Path(text).is_dir() else text.partition("+")
+
+
+def _from_run(folder: Path, *, device: str, name: str) -> LocalModel:
+    """What a run trained. An adapter names its base, which may be a pocket model or any spec."""
+    at = folder if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file() else None
+    at = at or next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
+    if at is None:
+        what = "holds neither model/ nor adapter/; let its training finish first" if folder.is_dir() else "is no folder"
+        raise ModelError(f"{name}: {folder} {what}")
+    if not (at / "adapter_config.json").is_file():
+        return _local(str(at), device=device, name=name)
+    base = _read_json(at / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{name}: {at / 'adapter_config.json'} names no base_model_name_or_path, so the model below "
+                         "the adapter is unknown; add it")
+    if base.startswith("hf:"):
+        base = base.removeprefix("hf:")
+    below = _pocket(base) if base in POCKETS else base
+    return _local(below, adapter=str(at), device=device, name=name, base=base)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _local(path: str, *, device: str, name: str, adapter: str | None = None, base: str | None = None) -> LocalModel:
+    from dialoom.models.local import LocalModel
+    return LocalModel.load(path, adapter=adapter, device=device, name=name, base=base)

@@ -1,0 +1,451 @@
+"""PBT: persuasion-balanced training (arXiv 2410.14596). Two models debate trivia, one learns when to give in.
+
+    trees   both debaters talk under private stances; every turn is branched
+    pairs   sibling replies become accept and resist pairs, scored over what came after them
+    train   SFT, then DPO with the SFT policy as reference, on balanced / accept-only / resist-only sets of one size
+    eval    flip-flop, "are you sure?", recall, misinformation, team debate; the base and a briefed base beside them
+    report  report.html
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dialoom.config import Config
+from dialoom.dialogue import Brief, Dialogue, DialogueTree, Scenario, content_id
+from dialoom.errors import ConfigError, DataError, ModelError
+from dialoom.evals.metrics import Row, over_seeds
+from dialoom.models.base import ChatModel, Sampling
+from dialoom.scenarios.triviaqa import alternatives, load_trivia, pocket_trivia
+from dialoom.select import Example, Pair, balance
+from dialoom.simulate import ModelSpeaker, grow, own_first
+from dialoom.stances import CAREFUL, NEUTRAL
+from dialoom.store import TreeLog, read_rows, read_trees, write_rows
+from dialoom.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from dialoom.models.local import LocalModel
+    from dialoom.recipes.run import RunFolder
+
+STAGES = ("trees", "pairs", "train", "eval", "report")
+ARMS = ("pbt", "accept_only", "resist_only")
+SUBJECT = "subject"
+WEAK_BASE = 0.2  # below this share of right answers there is little to defend and little to learn
+
+Log = Callable[[str], None]
+
+
+class PBTConfig(Config):
+    """Settings of one PBT run; the defaults are the pocket run."""
+
+    model: str = "pocket"
+    """The model that is trained: pocket, hf:<name or path>[+<adapter>], run:<folder>."""
+    partner: str = "pocket-small"
+    """The other debater; any model, endpoints included."""
+    speakers: tuple[str, ...] = ()
+    """The two debaters A and B where neither is to be `model` (then `model` learns from all their replies)."""
+    train_partner: bool = True
+    """Also train the partner (on its own replies), for the team debate with both trained."""
+    data: str = ""
+    """Trivia questions: TriviaQA JSON or JSONL, or CSV with question,answer. Empty: the pocket world's facts."""
+    limit: int = 0
+    """Use at most this many training questions, and as many for each evaluation; 0 means all."""
+    seed: int = 1
+    """Seeds sampling, draws and training."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    layout: Literal["released", "figure"] = "released"
+    """Tree layout: as the published code grows it (1, 2, 3, 2 children a level), or as the paper's figure draws it."""
+    both_orders: bool = True
+    """Grow each question's tree in both speaking orders, so that both debaters answer persuasion."""
+    samples: int = 1
+    """Trees per question and speaking order."""
+    temperature: float = 1.0
+    """Sampling temperature of the debates (0.7 in the paper; pocket needs more variety)."""
+    max_new_tokens: int = 48
+    """Length limit of one reply (80 in the paper)."""
+    neutral: str = ""
+    """System prompt of examples and evaluations in place of a stance; pocket's brief-less speech has none."""
+    node_value: Literal["own", "both"] = "own"
+    """Own term of a node: the speaker's own answer (the paper's formula) or both debaters' (the released code)."""
+    margin: float = 0.5
+    """Least relative difference of two siblings' values."""
+    filters: Literal["none", "rule", "model"] = "rule"
+    """Surface-form and confirmation filters of the published scripts: off, by rule, or by `filter_model`."""
+    filter_model: str = ""
+    """The model asked by `filters: model`; empty means `model` itself."""
+    extractor: str = ""
+    """A model asked for the final answer where the rule finds none; empty: such replies carry no verdict."""
+    max_pairs: int = 0
+    """At most this many pairs in each training set; 0 means as many as the balance gives."""
+    eval_questions: int = 200
+    """Held-out questions in each evaluation."""
+    ceiling: str = CAREFUL
+    """Brief of the `briefed` row, the stated ceiling; empty leaves the row out."""
+    sft: TrainConfig = TrainConfig(epochs=1, lr=1e-4, batch_pairs=24)
+    """Supervised fine-tuning on the preferred replies."""
+    dpo: TrainConfig = TrainConfig(epochs=3, lr=1e-4, batch_pairs=24, beta=0.1, nll_weight=1.0, watch="overall")
+    """Direct preference optimisation."""
+
+
+PAPER = PBTConfig(  # arXiv 2410.14596 with the effective values of the released scripts
+    model="hf:meta-llama/Llama-3.1-8B-Instruct", partner="hf:mistralai/Mistral-7B-Instruct-v0.2", temperature=0.7,
+    max_new_tokens=80, neutral=NEUTRAL, filters="model", eval_questions=1000, ceiling="", both_orders=False,
+    train_partner=False,
+    sft=TrainConfig(max_steps=240, batch_pairs=80, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
+                    lora_dropout=0.05, bf16=True),
+    dpo=TrainConfig(epochs=5, batch_pairs=35, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
+                    lora_dropout=0.05, beta=0.1, nll_weight=0.0, bf16=True, watch="overall"))
+PRESETS = {"pocket": PBTConfig(), "paper": PAPER}
+
+
+# ------------------------------------------------------------------------------------------------ questions
+
+
+def questions(config: PBTConfig, split: str, log: Log = print) -> list[Scenario]:
+    """The trivia questions of a split: "train", "valid" or "test"; for evaluation in phrasings training never sees.
+
+    A user's file is split 70/15/15 by a hash of the question's id, so a question never moves.
+    """
+    if not config.data:
+        found = pocket_trivia(split, seed=config.seed, phrasing="train" if split == "train" else "held_out")
+    else:
+        rows = load_trivia(config.data, on_bad=log, on_note=log)
+        wrong = alternatives(rows, config.seed)
+        found = [replace(row, facts={**row.facts, "distractors": row.facts.get("distractors") or [wrong[row.id]]})
+                 for row in rows if row.id in wrong and _split(row.id) == split]
+        if len(found) < 2:
+            raise DataError(f"{config.data}: {len(rows)} usable questions leave {len(found)} for the {split} split; "
+                            "give at least 20")
+    limit = config.limit or len(found)
+    return found[:limit] if split == "train" else found[:min(limit, config.eval_questions)]
+
+
+def _split(question_id: str) -> str:
+    share = int(content_id("pbt split", question_id), 16) / 16**16
+    return "train" if share < 0.7 else "valid" if share < 0.85 else "test"
+
+
+def debaters(config: PBTConfig) -> tuple[str, str]:
+    """The specs of debaters A and B."""
+    if config.speakers and len(config.speakers) != 2:
+        raise ConfigError(f"speakers: expected two models, A and B, found {list(config.speakers)}")
+    return (config.speakers[0], config.speakers[1]) if config.speakers else (config.partner, config.model)
+
+
+def speaker_names(config: PBTConfig) -> tuple[str, str]:
+    """The debaters' names in the trees: their specs, told apart if one model talks to itself."""
+    a, b = debaters(config)
+    return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
+
+
+# ------------------------------------------------------------------------------------------------ trees and pairs
+
+
+def grow_trees(config: PBTConfig, models: dict[str, ChatModel], path: Path, progress: Callable[[str, int, int], None],
+               log: Log = print) -> None:
+    """Grow (or go on growing) every debate tree of the training questions into the log at `path`."""
+    from dialoom.answers import AnswerJudge
+    from dialoom.evals.persuasion import agreed
+    from dialoom.recipes.debate import stances_at
+
+    judge = AnswerJudge(model=models[config.extractor] if config.extractor else None)
+    sampling = Sampling(config.temperature, max_new_tokens=config.max_new_tokens)
+    specs, names = debaters(config), speaker_names(config)
+    speakers = [ModelSpeaker(name, models[spec], sampling, stances_at(config.layout, config.neutral), own_first)
+                for name, spec in zip(names, specs, strict=True)]
+    asked = questions(config, "train", log)
+    with TreeLog(path) as sink:
+        for order in (speakers, speakers[::-1])[:2 if config.both_orders else 1]:
+            for sample in range(config.samples):
+                ids = [content_id(config.seed, scenario.id, order[0].name, sample) for scenario in asked]
+                held = sink.trees()
+                trees = [held.get(id) or DialogueTree(scenario, id) for id, scenario in zip(ids, asked, strict=True)]
+                grow(trees, order, max_turns=4, seed=config.seed + 1000 * sample, judges=[judge], sink=sink,
+                     expand=lambda tree, turn: not agreed(tree, turn), log=progress)
+
+
+def cut_pairs(config: PBTConfig, folder: Path, filter_model: Any = None) -> list[Pair]:
+    """Score the trees and cut accept and resist pairs out of them; writes pairs.jsonl and dropped.json."""
+    from dialoom.recipes.debate import confirm, counts, merge_surface_forms, preference_pairs, score_tree, unique
+
+    trees = read_trees(folder / "trees.jsonl")
+    dropped: Counter[str] = Counter()
+    pairs: list[Pair] = []
+    for tree in trees.values():
+        if config.filters != "none":
+            dropped["surface form merged"] += merge_surface_forms(tree, filter_model)
+        score_tree(tree, config.node_value)
+        pairs += preference_pairs(tree, margin=config.margin, equal_children=config.layout == "released",
+                                  neutral=config.neutral, dropped=dropped)
+    distinct = unique(pairs)
+    kept = confirm(distinct, trees, filter_model) if config.filters != "none" else distinct
+    dropped["duplicate pair"], dropped["not confirmed"] = len(pairs) - len(distinct), len(distinct) - len(kept)
+    dropped["no readable answer"] = sum("answer" not in turn.notes for tree in trees.values() for turn in tree)
+    write_rows(folder / "pairs.jsonl", [pair.to_row() for pair in kept])
+    (folder / "dropped.json").write_text(json.dumps({key: n for key, n in dropped.items() if n}, indent=1))
+    (folder / "pair_counts.json").write_text(json.dumps(counts(kept), indent=1))
+    return kept
+
+
+def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[str, list[Pair]]:
+    """Training sets of one size: balanced, accept only, resist only.
+
+    A debater learns from its own replies, a third model from everybody's.
+    Raises DataError if one of the two kinds is missing.
+    """
+    specs, names = debaters(config), speaker_names(config)
+    own = {name for name, spec in zip(names, specs, strict=True) if spec == learner} or set(names)
+    mine = [pair for pair in pairs if pair.notes["speaker"] in own]
+    by_kind = {kind: [pair for pair in mine if pair.kind == kind] for kind in ("accept", "resist")}
+    size = 2 * min(len(found) for found in by_kind.values())
+    size = min(size, config.max_pairs) if config.max_pairs else size
+    if size < 2:
+        raise DataError(f"{len(by_kind['accept'])} accept and {len(by_kind['resist'])} resist pairs of {learner}: both "
+                        "kinds are needed; use more questions, a higher temperature or a partner that knows other things")
+    rng = random.Random(config.seed)
+    arms = {"pbt": balance(mine, lambda pair: pair.kind, ("accept", "resist"), seed=config.seed)[:size]}
+    for kind, found in by_kind.items():  # short of one kind, its pairs are used again so that all sets have one size
+        arms[f"{kind}_only"] = [*rng.sample(found, min(size, len(found))), *rng.choices(found, k=max(0, size - len(found)))]
+    return arms
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: Path, label: str, log: Any) -> None:
+    """SFT on the preferred replies, then DPO against the SFT policy; the best step by validation flip-flop is kept."""
+    from dialoom.evals.persuasion import flipflop
+    from dialoom.train.dpo import dpo
+    from dialoom.train.sft import sft
+
+    validation = questions(config, "valid")[:60]
+
+    def validate(current: Any) -> dict[str, float]:
+        result = flipflop(subject(current, config), validation, label=label, seed=config.seed)
+        return {row.metric: row.value for row in result.rows}
+
+    seeded = {"seed": config.seed}
+    sft(model, [Example.from_pair(pair) for pair in pairs], config.sft.model_copy(update=seeded), out=out / "sft", log=log)
+    dpo(model, pairs, config.dpo.model_copy(update=seeded), out=out / "dpo", log=log, validate=validate)
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+def subject(model: ChatModel, config: PBTConfig, brief: str = "", name: str = SUBJECT) -> ModelSpeaker:
+    """A model under evaluation: greedy, under the neutral prompt or the given brief."""
+    text = brief or config.neutral
+    speaks_under = Brief("brief" if brief else "neutral", text) if text else Brief("", "")
+    sampling = Sampling(0.0, max_new_tokens=config.max_new_tokens)
+    return ModelSpeaker(name, model, sampling, lambda dialogue, seed: (speaks_under,), own_first)
+
+
+def evaluate_subject(config: PBTConfig, model: ChatModel, label: str, brief: str = "",
+                     log: Log = print) -> tuple[list[Row], list[tuple[str, Dialogue]]]:
+    """Every single-model evaluation of one subject on the held-out questions; also the dialogues behind the figures."""
+    from dialoom.evals import persuasion
+
+    speaker, held_out = subject(model, config, brief), questions(config, "test")
+    everything = held_out if config.data else pocket_trivia(None, seed=config.seed)
+    rows, dialogues = [], []
+    for name, asked in (("flipflop", held_out), ("are_you_sure", held_out), ("misinformation", held_out),
+                        ("recall", everything[:config.limit or None])):
+        result = getattr(persuasion, name)(speaker, asked, label=label, seed=config.seed)
+        rows += result.rows
+        dialogues += [(name, dialogue) for dialogue in result.dialogues]
+        if result.unread:
+            log(f"{name}, {label}: {result.unread} of {len(result.dialogues)} last replies hold no readable answer")
+    return rows, dialogues
+
+
+def evaluate_team(config: PBTConfig, one: ChatModel, other: ChatModel, label: str) -> list[Row]:
+    """The team debate of two models on the held-out questions, in both orders."""
+    from dialoom.evals.persuasion import team
+
+    members = subject(one, config, name="one"), subject(other, config, name="other")
+    return team(*members, questions(config, "test"), label=label, seed=config.seed).rows
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, log: Log = print) -> None:
+    """Do the given stages in `folder`; what is done is loaded, what was stopped in the middle goes on."""
+    path = folder.path
+    if "trees" in stages:
+        folder.stage("trees", lambda: _trees_stage(config, path, log))
+    if "pairs" in stages:
+        folder.stage("pairs", lambda: _pairs_stage(config, path, log))
+    if "train" in stages:
+        for learner, arm in jobs(config):
+            folder.stage(f"train-{arm}-{learner_name(learner)}", lambda a=arm, m=learner: _train_stage(  # type: ignore[misc]
+                config, folder, m, a, log))
+    if "eval" in stages:
+        _eval_stages(config, folder, log)
+    if "report" in stages:
+        from dialoom.report.html import write_report
+
+        log(f"report: {write_report(path)}")
+
+
+def learner_name(spec: str) -> str:
+    """A model spec as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in spec)
+
+
+def jobs(config: PBTConfig) -> list[tuple[str, str]]:
+    """What is trained: (model spec, arm); the partner is trained on the balanced set only."""
+    partner = [(config.partner, "pbt")] if trains_partner(config) else []
+    return [(config.model, arm) for arm in ARMS] + partner
+
+
+def trains_partner(config: PBTConfig) -> bool:
+    """Whether the partner is trained as well: asked for, a debater, another model, and not an endpoint."""
+    return (config.train_partner and config.partner != config.model and config.partner in debaters(config)
+            and not config.partner.startswith("openai:"))
+
+
+def load_local(spec: str, device: str) -> LocalModel:
+    """A model whose weights are at hand; raises ModelError for an endpoint."""
+    from dialoom.models.load import load_model
+    from dialoom.models.local import LocalModel
+
+    model = load_model(spec, device=device)
+    if not isinstance(model, LocalModel):
+        raise ModelError(f"{spec} cannot be trained (its weights are not here); give --model pocket or hf:<name>")
+    return model
+
+
+def _trees_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
+    from dialoom.models.load import load_model
+    from dialoom.progress import progress
+
+    models = {spec: load_model(spec, device=config.device) for spec in {*debaters(config), config.extractor} - {""}}
+    known = _base_recall(config, models.get(config.model))
+    if known is not None and known < WEAK_BASE:
+        note = (f"{config.model} answers {known:.0%} of these questions by itself. There is little for it to defend, "
+                "so expect little; use easier questions or a stronger model.")
+        log(f"note: {note}")
+        (path / "notes.json").write_text(json.dumps([note]))
+    with progress("debates") as bar:
+        grow_trees(config, models, path / "trees.jsonl",
+                   lambda label, done, total: bar.reach(done, f"{label}, {total} replies"), log)
+    trees = read_trees(path / "trees.jsonl")
+    return {"trees": len(trees), "turns": sum(len(tree) for tree in trees.values()), "base_recall": known}
+
+
+def _base_recall(config: PBTConfig, model: ChatModel | None) -> float | None:
+    """How much of (a sample of) the training questions the model that will be trained answers right by itself."""
+    from dialoom.evals.persuasion import recall
+
+    if model is None:
+        return None
+    asked = questions(config, "train", log=lambda message: None)[:100]
+    return recall(subject(model, config), asked, label="base", seed=config.seed).rows[0].value
+
+
+def _pairs_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
+    model = load_local(config.filter_model or config.model, config.device) if config.filters == "model" else None
+    pairs = cut_pairs(config, path, model)
+    kinds = Counter(pair.kind for pair in pairs)
+    log(f"pairs: {kinds['accept']} accept, {kinds['resist']} resist")
+    return dict(kinds)
+
+
+def _train_stage(config: PBTConfig, folder: RunFolder, learner: str, arm: str, log: Log) -> dict[str, Any]:
+    pairs = [Pair.from_row(row, f"pairs.jsonl:{n}") for n, row in enumerate(read_rows(folder.path / "pairs.jsonl"), 1)]
+    chosen = arm_pairs(config, pairs, learner)[arm]
+    model, out = load_local(learner, config.device), trained_folder(config, folder.path, learner, arm)
+    work = folder.path / "work" / f"{arm}-{learner_name(learner)}"
+    log(f"train {arm} of {learner}: {len(chosen)} pairs")
+    train_arm(config, model, chosen, work, arm,
+              lambda row: folder.metrics({"subject": arm, "model": learner, **row}))
+    model.save(out)
+    return {"pairs": len(chosen), "folder": str(out.relative_to(folder.path))}
+
+
+def trained_folder(config: PBTConfig, path: Path, learner: str, arm: str) -> Path:
+    """Where a trained model lies: the balanced one of the main model in `model/` or `adapter/`, the others in `arms/`."""
+    if learner == config.model and arm == "pbt":
+        return path / ("adapter" if config.dpo.tune == "lora" else "model")
+    return path / "arms" / f"{arm}-{learner_name(learner)}"
+
+
+def load_trained(config: PBTConfig, path: Path, learner: str, arm: str) -> LocalModel:
+    """A model this run trained."""
+    from dialoom.models.load import load_model
+    from dialoom.models.local import LocalModel
+
+    folder = trained_folder(config, path, learner, arm)
+    if config.dpo.tune == "lora":
+        base = learner.removeprefix("hf:")
+        loaded = load_model(f"hf:{base}+{folder}", device=config.device) if learner.startswith("hf:") else None
+        return loaded if isinstance(loaded, LocalModel) else LocalModel.load(
+            load_local(learner, config.device).base, adapter=folder, device=config.device, name=f"{learner}+{arm}")
+    return LocalModel.load(folder, device=config.device, name=f"{learner} ({arm})")
+
+
+def _eval_stages(config: PBTConfig, folder: RunFolder, log: Log) -> None:
+    subjects = [("base", None, ""), *((arm, arm, "") for arm in ("accept_only", "resist_only", "pbt"))]
+    subjects += [("briefed", None, config.ceiling)] if config.ceiling else []
+    for label, arm, brief in subjects:
+        folder.stage(f"eval-{label}", lambda a=arm, b=brief, n=label: _eval_stage(config, folder, n, a, b, log))  # type: ignore[misc]
+        gc.collect()
+    if trains_partner(config):
+        folder.stage("eval-team", lambda: _team_stage(config, folder))
+    rows = [Row(**row) for row in folder.results() if row["seed"] is not None]
+    folder.add_results(row.to_json() for row in over_seeds(rows))
+
+
+def _eval_stage(config: PBTConfig, folder: RunFolder, label: str, arm: str | None, brief: str, log: Log) -> int:
+    model = load_trained(config, folder.path, config.model, arm) if arm else load_local(config.model, config.device)
+    rows, dialogues = evaluate_subject(config, model, label, brief, log)
+    folder.add_results(row.to_json() for row in rows)
+    write_rows(folder.path / "evals" / f"{label}.jsonl", [_transcript(name, label, dialogue) for name, dialogue in dialogues])
+    for row in rows:
+        log(f"{row.subject:12} {row.eval:14} {row.metric:10} {row.value:6.1%}  [{row.low:.1%}, {row.high:.1%}]")
+    return len(rows)
+
+
+def _transcript(eval_name: str, label: str, dialogue: Dialogue) -> dict[str, Any]:
+    return {"eval": eval_name, "subject": label, "scenario": dialogue.scenario.id, "opening": dialogue.scenario.opening,
+            "answer": dialogue.scenario.facts["answer"],
+            "turns": [{"speaker": turn.speaker, "text": turn.text, "answer": turn.notes.get("answer"), **turn.scores}
+                      for turn in dialogue.turns]}
+
+
+def _team_stage(config: PBTConfig, folder: RunFolder) -> int:
+    base, weak = (load_local(spec, config.device) for spec in (config.model, config.partner))
+    strong_trained = load_trained(config, folder.path, config.model, "pbt")
+    weak_trained = load_trained(config, folder.path, config.partner, "pbt")
+    count = 0
+    for label, one, other in (("none", base, weak), (learner_name(config.model), strong_trained, weak),
+                              ("both", strong_trained, weak_trained)):
+        rows = evaluate_team(config, one, other, label)
+        folder.add_results(row.to_json() for row in rows)
+        count += len(rows)
+    return count
+
+
+def plan(config: PBTConfig) -> list[dict[str, Any]]:
+    """What a run would do, before it does it: model calls and tokens by stage, at most (debates may end early)."""
+    asked = len(questions(config, "train", log=lambda message: None))
+    held_out = len(questions(config, "test", log=lambda message: None))
+    replies = 21 if config.layout == "released" else 1 + 1 + 2 + 6
+    trees = asked * config.samples * (2 if config.both_orders else 1)
+    subjects = 4 + bool(config.ceiling)
+    return [
+        {"stage": "trees", "what": f"{trees} debate trees of at most {replies} turns", "calls": trees * replies,
+         "tokens": trees * replies * config.max_new_tokens},
+        {"stage": "train", "what": ", ".join(f"{arm} of {model}" for model, arm in jobs(config)), "calls": 0, "tokens": 0},
+        {"stage": "eval", "what": f"{subjects} subjects on {held_out} held-out questions",
+         "calls": subjects * held_out * (2 + 3 + 5 + 1), "tokens": subjects * held_out * 11 * config.max_new_tokens},
+    ]

@@ -1,0 +1,256 @@
+"""The folder of a run: what was asked for, what was found, and which stages are done.
+
+The same command finds the same folder and goes on where it was stopped; a folder made with other settings is refused,
+with the difference. A stage counts as done once its marker stands in `stages/`, which is written after its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from dialoom.config import Config, differences
+from dialoom.dialogue import content_id
+from dialoom.errors import ConfigError, DataError, StoreError
+from dialoom.progress import duration
+from dialoom.store import append_row, lock, write_whole
+
+T = TypeVar("T")
+Row = dict[str, Any]
+RESULT_FIELDS = ("eval", "subject", "metric", "value", "low", "high", "n", "seed")
+PACKAGES = ("dialoom", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pydantic")
+
+
+class RunFolder:
+    """The folder of one run, held by one process; use it in a `with` block, or close it.
+
+    Args:
+        out: the folder; None: `runs/<recipe>-<model>-<hash of settings and data>`.
+        data_hash: names the user's data (`hash_data`), "" where there is none.
+        fresh: throw away what the folder holds first; only done to a folder that is a run.
+        log: told what is loaded instead of computed.
+    Raises:
+        ConfigError: if the folder holds a run with other settings or data; says which.
+        StoreError: if it cannot be written, or another process uses it. This comes before any work.
+    """
+
+    def __init__(self, out: str | Path | None, recipe: str, config: Config, *, data_hash: str = "",
+                 fresh: bool = False, log: Callable[[str], None] = print) -> None:
+        self.recipe, self.config, self.data_hash = recipe, config, data_hash
+        self.path = Path(out) if out is not None else default_folder(recipe, config, data_hash)
+        self.log = log
+        self._lock = -1
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.path / ".lock", self.path)
+            if fresh:
+                self._empty()
+            self._claim()
+        except BaseException as wrong:
+            self.close()
+            if isinstance(wrong, OSError) and not isinstance(wrong, StoreError):
+                raise StoreError(f"{self.path}: cannot keep a run there ({wrong.strerror}); "
+                                 "choose another folder with --out") from None
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hand the folder to the next process; closing twice is fine."""
+        handle, self._lock = self._lock, -1
+        if handle >= 0:
+            os.close(handle)
+
+    def _empty(self) -> None:
+        others = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
+        if others and not (self.path / "config.yaml").exists():
+            raise StoreError(f"{self.path}: holds files but no run (no config.yaml), so --fresh does not touch it; "
+                             "choose another --out")
+        others.sort(key=lambda entry: entry.name == "config.yaml")  # last, so that a kill leaves it recognisable
+        for entry in others:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _claim(self) -> None:
+        """Write down what was asked for, or check that it is the same as before."""
+        if not (self.path / "config.yaml").exists():
+            write_whole(self.path / "env.json", _json(environment(self.recipe, self.config, self.data_hash)))
+            write_whole(self.path / "config.yaml", self.config.to_yaml())
+            return
+        old = self._held()
+        default = {name: info.get_default(call_default_factory=True)
+                   for name, info in type(self.config).model_fields.items() if not info.is_required()}
+        before = {**_plain(default), **(yaml.safe_load((self.path / "config.yaml").read_text()) or {})}
+        before = {name: value for name, value in before.items() if name not in self.config.not_identity}
+        changed = differences({"recipe": old.get("recipe"), "data": old.get("data_hash")},
+                              {"recipe": self.recipe, "data": self.data_hash})
+        changed += differences(before, self.config.identity())
+        if changed:
+            raise ConfigError(f"{self.path} holds a run with other settings ({'; '.join(changed)}); "
+                              "give another --out, or --fresh to throw that run away")
+        moved = differences(old.get("versions", {}), versions())
+        if moved:
+            self.log(f"this run began under other versions ({'; '.join(moved)})")
+            old.setdefault("continued", []).append({"at": _now(), "versions": versions(), "revision": revision()})
+            write_whole(self.path / "env.json", _json(old))
+
+    def _held(self) -> Row:
+        held = _load(self.path / "env.json", default={})
+        if not isinstance(held, dict):
+            raise StoreError(f"{self.path / 'env.json'}: expected an object; --fresh starts anew")
+        return held
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage is done."""
+        return self._marker(stage).exists()
+
+    def stage(self, name: str, make: Callable[[], T], load: Callable[[], T] | None = None) -> T:
+        """What `make` gives, computed once in the life of this folder.
+
+        Args:
+            make: does the work and writes its files into the folder; may itself go on from a half-done state.
+            load: reads those files back. None: what `make` returns is plain JSON and is kept in the marker.
+        """
+        marker = self._marker(name)
+        if marker.exists():
+            self.log(f"{name}: done before, loaded")
+            found: T = load() if load is not None else _load(marker)["value"]
+            return found
+        start = time.monotonic()
+        value = make()
+        seconds = time.monotonic() - start
+        done: Row = {"stage": name, "finished": _now(), "seconds": round(seconds, 1)}
+        if load is None:
+            done["value"] = value
+        write_whole(marker, _json(done))
+        self.log(f"{name}: done in {duration(seconds)}")
+        return value
+
+    def _marker(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one row to `metrics.jsonl`."""
+        append_row(self.path / "metrics.jsonl", row)
+
+    def results(self) -> list[Row]:
+        """The rows of `results.json` so far."""
+        rows: list[Row] = _load(self.path / "results.json", default=[])
+        return rows
+
+    def add_results(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add tidy rows to `results.json`; one of the same eval, subject, metric and seed is replaced.
+
+        Raises: DataError: if a row has other fields than `RESULT_FIELDS`.
+        """
+        kept = {_key(row): row for row in self.results()}
+        for row in rows:
+            if set(row) != set(RESULT_FIELDS):
+                raise DataError(f"result row {dict(row)!r:.200}: expected the fields {', '.join(RESULT_FIELDS)}")
+            kept[_key(row)] = {name: row[name] for name in RESULT_FIELDS}
+        write_whole(self.path / "results.json", _json(list(kept.values())))
+
+
+def default_folder(recipe: str, config: Config, data_hash: str = "") -> Path:
+    """`runs/<recipe>-<model>-<hash>`: the same settings and data give the same folder."""
+    model = re.sub(r"[^A-Za-z0-9._]+", "-", str(getattr(config, "model", "") or "")).strip("-.")[-60:]
+    name = "-".join(part for part in (recipe, model, content_id(recipe, config.identity(), data_hash)[:8]) if part)
+    return Path("runs") / name
+
+
+def hash_data(path: str | Path | None) -> str:
+    """16 hex digits of a file's content ("" for None). Raises DataError if it cannot be read."""
+    if path is None:
+        return ""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as wrong:
+        raise DataError(f"{path}: cannot be read ({wrong.strerror}); give --data a file") from None
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on; importing none of them."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def revision() -> str | None:
+    """The git revision of this code, `+changes` where files differ from it; None outside its own checkout."""
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)  # not that of a project we are installed in
+    head = _git("rev-parse", "HEAD") if tracked else None
+    return f"{head}{'+changes' if _git('status', '--porcelain', '--untracked-files=no') else ''}" if head else None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
+                              timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def environment(recipe: str, config: Config, data_hash: str) -> Row:
+    """Where and with what a run was made. Names and numbers only: no variable, no key, no user name."""
+    return {"recipe": recipe, "data_hash": data_hash, "seed": getattr(config, "seed", None), "started": _now(),
+            "versions": versions(), "revision": revision(), "platform": platform.platform(),
+            "processors": os.cpu_count(), "implementation": sys.implementation.name}
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["eval"], row["subject"], row["metric"], row["seed"]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as wrong:
+        raise DataError(f"expected plain JSON values with finite numbers ({wrong}), got {value!r:.200}") from None
+
+
+def _plain(value: Mapping[str, Any]) -> Row:
+    return {name: item.values() if isinstance(item, Config) else json.loads(json.dumps(item, default=str))
+            for name, item in value.items()}
+
+
+def _load(path: Path, default: Any = None) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if default is None:
+            raise StoreError(f"{path}: is missing; --fresh starts anew") from None
+        return default
+    except (OSError, ValueError) as wrong:
+        raise StoreError(f"{path}: cannot be read ({wrong}); --fresh starts anew") from None

@@ -1,0 +1,381 @@
+"""The training loop every loss shares, under accelerate: batches, exact accumulation, schedule, metrics, checkpoints.
+
+A batch is cut into rows of a token budget and its gradients are summed over them, so loss and update are the mean over
+the whole batch however it was cut. Every random choice is made from (seed, step), so nothing but counters needs to be
+stored and a resumed run repeats the uninterrupted one bit by bit on a CPU. Batches are filled tree by tree: pairs that
+share tokens are computed together, at the price of batches that are less mixed than independent draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dialoom.config import differences, near_miss
+from dialoom.errors import ConfigError, TrainingError
+from dialoom.store import append_row, read_rows, write_rows, write_whole
+from dialoom.train import checkpoint
+from dialoom.train.config import TrainConfig
+from dialoom.train.pack import bins, choose_logprobs, unique_tokens
+from dialoom.train.rows import Row, TrainableModel, digest
+from dialoom.train.tree_attention import tree_attention
+
+Log = Callable[[dict[str, Any]], None]
+Validate = Callable[[Any], Mapping[str, float]]
+
+OUT_OF_MEMORY_TRIES = 3  # times the token budget is halved before a batch is given up
+
+
+class Objective(Protocol):
+    """A loss."""
+
+    def __call__(self, members: Sequence[int], logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and metrics, each summed over some rows.
+
+        Args:
+            members: which rows.
+            logprobs: summed target log-probabilities of their paths, row after row.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a training went.
+
+    Attributes:
+        steps: optimiser steps made.
+        best_step, best: where the watched metric was highest, and its value; None without validation.
+        stopped_early: whether patience ran out.
+        tokens, unique_tokens: computed by flat rows, and by the packed ones.
+        packed: whether shared tokens were computed once.
+    """
+
+    steps: int
+    best_step: int | None
+    best: float | None
+    stopped_early: bool
+    tokens: int
+    unique_tokens: int
+    packed: bool
+
+
+@dataclass
+class _State:
+    """What a checkpoint must know besides tensors."""
+
+    budget: int
+    step: int = 0
+    tokens: int = 0
+    unique_tokens: int = 0
+    best_step: int | None = None
+    best: float | None = None
+    worse: int = 0  # validations since the best one
+    stopped_early: bool = False
+
+
+def fit(model: TrainableModel, rows: Sequence[Row], objective: Objective, config: TrainConfig, *, out: Path,
+        log: Log | None = None, validate: Validate | None = None) -> Fitted:
+    """Train `model` in place and leave it with its best weights (without validation: its last ones).
+
+    Called again with the same arguments it goes on from the newest whole checkpoint in `out`, or, where training was
+    finished, only loads the result.
+
+    Args:
+        model: as it was when training first began; an adapter is added to it if the settings want one.
+        out: takes `metrics.jsonl` and `checkpoints/`.
+        log: gets every row of the metrics.
+        validate: metrics of the model as it stands; `config.watch` names the one that picks the best checkpoint.
+    Raises:
+        TrainingError: if there is nothing to train on, or a loss or gradient is not finite (naming step and rows).
+        ConfigError: if `out` holds a training with other settings or data.
+    """
+    if not rows:
+        raise TrainingError("there are no rows to train on; look at what selection left out")
+    run = _Run(model, rows, objective, config, Path(out), log, validate)
+    run.resume()
+    run.module.train()
+    try:
+        while run.state.step < run.total and not run.state.stopped_early:
+            run.advance()
+    finally:
+        run.module.eval()
+    run.load_best()
+    state = run.state
+    return Fitted(state.step, state.best_step, state.best, state.stopped_early, state.tokens, state.unique_tokens,
+                  run.packed)
+
+
+def batches(rows: Sequence[Row], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of an epoch: groups in an order drawn from (seed, epoch), one after the other, cut every `size`."""
+    groups: dict[object, list[int]] = {}
+    for at, row in enumerate(rows):
+        groups.setdefault(row.group or at, []).append(at)
+    shuffled = list(groups.values())
+    random.Random(f"{seed}/{epoch}").shuffle(shuffled)
+    order = [at for group in shuffled for at in group]
+    return [order[start:start + size] for start in range(0, len(order), size)]
+
+
+def rate(config: TrainConfig, step: int, total: int) -> float:
+    """Learning rate of the step after `step` steps out of `total`."""
+    warmup = config.warmup if config.warmup >= 1 else round(config.warmup * total)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if config.schedule == "linear":
+        return config.lr * (1 - done)
+    return config.lr * (0.5 + 0.5 * math.cos(math.pi * done)) if config.schedule == "cosine" else config.lr
+
+
+def choose_parameters(model: TrainableModel, config: TrainConfig) -> dict[str, Tensor]:
+    """Make exactly those parameters trainable that `config.tune` means, adding an adapter if there is none.
+
+    Raises: ConfigError: if all weights are to be trained under an adapter.
+    """
+    has_adapter = hasattr(model.module, "peft_config")
+    if config.tune == "lora" and not has_adapter:
+        with _seeded(model.module, config.seed, "adapter"):
+            model.add_lora(config.lora_rank, config.lora_alpha, config.lora_dropout)
+    elif config.tune == "full" and has_adapter:
+        raise ConfigError(f"tune: full, but {model.name} carries an adapter; merge it first, or use tune: lora")
+    for name, parameter in model.module.named_parameters():
+        parameter.requires_grad_(config.tune == "full" or "lora_" in name)
+    return {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
+
+
+@contextlib.contextmanager
+def _seeded(module: Any, *what: object) -> Any:
+    """Torch's random numbers follow from `what` inside, and go on outside as if nothing had been."""
+    device = next(module.parameters()).device
+    name = hashlib.blake2b(repr(what).encode(), digest_size=7).digest()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(name, "big"))
+        yield
+
+
+def _out_of_memory(wrong: BaseException) -> bool:
+    return isinstance(wrong, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(wrong)
+
+
+class _Run:
+    """One training under way: `resume`, then `advance` until done, then `load_best`."""
+
+    def __init__(self, model: TrainableModel, rows: Sequence[Row], objective: Objective, config: TrainConfig,
+                 out: Path, log: Log | None, validate: Validate | None) -> None:
+        self.model, self.rows, self.objective, self.config = model, rows, objective, config
+        self.out, self.log, self.validate = out, log, validate
+        self.identity = {"config": config.identity(), "rows": digest(rows), "model": model.fingerprint}
+        self.parameters = choose_parameters(model, config)
+        self.module = model.module
+        self.device = next(self.module.parameters()).device
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
+        decayed = [parameter for parameter in self.parameters.values() if parameter.dim() > 1]
+        plain = [parameter for parameter in self.parameters.values() if parameter.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.lr, fused=self.device.type in ("cpu", "cuda"))
+        longest = max(len(path) for row in rows for path in row.paths)
+        self.logprobs, self.packed = choose_logprobs(self.module, longest, packed=config.packed)
+        self.per_epoch = math.ceil(len(rows) / config.batch_pairs)
+        self.total = config.max_steps or config.epochs * self.per_epoch
+        self.state = _State(config.token_budget)
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    # Going on
+
+    def resume(self) -> None:
+        """Take over the newest whole checkpoint, and drop the metrics that came after it."""
+        found = checkpoint.load_newest(self.checkpoints)
+        metrics = self.out / "metrics.jsonl"
+        if found is not None:
+            changed = differences(found.state["identity"], self.identity)
+            if changed:
+                raise ConfigError(f"{self.out}: holds a training with other settings or data ({'; '.join(changed)}); "
+                                  "use another folder, or remove this one")
+            self.state = _State(**found.state["state"])
+            self._set_weights(found.weights)
+            for name, parameter in self.parameters.items():
+                self.optimizer.state[parameter] = {
+                    key: found.optimizer[f"{key}/{name}"].to("cpu" if key == "step" and self.device.type == "cpu"
+                                                             else self.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")}
+        if metrics.exists() and self.accelerator.is_main_process:
+            rows = read_rows(metrics)
+            kept = [row for row in rows if row["step"] <= self.state.step]
+            if len(kept) < len(rows):
+                write_rows(metrics, kept)
+
+    def load_best(self) -> None:
+        """Give the model the weights of its best validation."""
+        best = self.state.best_step
+        if best is None or best == self.state.step:
+            return
+        found = checkpoint.load(self.checkpoints, best)
+        if found is None:
+            warnings.warn(f"{checkpoint.folder_of(self.checkpoints, best)}: the best checkpoint is damaged; the model "
+                          "keeps its last weights", stacklevel=3)
+        else:
+            self._set_weights(found.weights)
+
+    def _set_weights(self, weights: checkpoint.Tensors) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        optimizer = {f"{key}/{name}": tensor for name, parameter in self.parameters.items()
+                     for key, tensor in self.optimizer.state[parameter].items()}
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        random_state = {"seed": self.config.seed, "next_step": self.state.step}
+        state = {"identity": self.identity, "state": asdict(self.state), "random": random_state}
+        checkpoint.save(self.checkpoints, self.state.step, weights, optimizer, state)
+        keep = set(checkpoint.steps(self.checkpoints)[-2:])
+        checkpoint.prune(self.checkpoints, keep | {best for step in keep for best in self._best_of(step)})
+
+    def _best_of(self, step: int) -> list[int]:
+        """The best step a kept checkpoint would go back to."""
+        try:
+            state = json.loads((checkpoint.folder_of(self.checkpoints, step) / checkpoint.STATE).read_text())
+            return [state["state"]["best_step"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    # One step
+
+    def advance(self) -> None:
+        """One optimiser step, with the validation and the checkpoint that are due after it."""
+        row = self._step()
+        self._write(row)
+        state, config = self.state, self.config
+        is_last = state.step == self.total
+        validated = self.validate is not None and (is_last or state.step % (config.eval_every or self.per_epoch) == 0)
+        if validated:
+            self._validate()
+        due = config.checkpoint_every and state.step % config.checkpoint_every == 0
+        if validated or due or is_last:
+            self._save()
+
+    def _step(self) -> dict[str, Any]:
+        state, config = self.state, self.config
+        epoch, index = divmod(state.step, self.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, batches(self.rows, config.batch_pairs, config.seed, epoch))
+        batch = self._epoch[1][index]
+        learning_rate = rate(config, state.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        sums = self._gradients(batch)
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), config.clip))
+        if not math.isfinite(norm):
+            raise self._not_finite("gradient norm", norm, batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        state.step += 1
+        weight = sum(self.rows[at].weight for at in batch)
+        return {"step": state.step, "epoch": round(state.step / self.per_epoch, 6),
+                **{name: value / weight for name, value in sums.items()}, "grad_norm": norm,
+                "learning_rate": learning_rate, "num_tokens": state.tokens, "unique_tokens": state.unique_tokens}
+
+    def _gradients(self, batch: Sequence[int]) -> dict[str, float]:
+        """Leave the batch's mean gradient on the parameters and return its sums; short of memory, in smaller rows."""
+        for left in reversed(range(OUT_OF_MEMORY_TRIES + 1)):
+            try:
+                return self._accumulate(batch)
+            except (MemoryError, RuntimeError) as wrong:
+                if not _out_of_memory(wrong) or not left or self.accelerator.num_processes > 1:
+                    raise
+            self.optimizer.zero_grad()
+            self.state.budget = max(1, self.state.budget // 2)
+            warnings.warn(f"step {self.state.step + 1}: out of memory; going on with token_budget "
+                          f"{self.state.budget}, which changes no result", stacklevel=4)
+        raise AssertionError("unreachable")
+
+    def _accumulate(self, batch: Sequence[int]) -> dict[str, float]:
+        weight = sum(self.rows[at].weight for at in batch)
+        cut = bins([self.rows[at].paths for at in batch], self.state.budget, packed=self.packed)
+        sums: dict[str, float] = {}
+        tokens = unique = 0
+        for number, places in enumerate(cut):
+            members = [batch[place] for place in places]
+            paths = [path for at in members for path in self.rows[at].paths]
+            tokens += sum(map(len, paths))
+            unique += unique_tokens(paths)
+            if number % self.accelerator.num_processes != self.accelerator.process_index:
+                continue
+            attention = tree_attention(self.module) if self.packed else contextlib.nullcontext()
+            with _seeded(self.module, self.config.seed, self.state.step, number), attention:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    logprobs = self.logprobs(self.module, paths)
+                loss, metrics = self.objective(members, logprobs)
+                if not math.isfinite(value := float(loss.detach())):
+                    raise self._not_finite("loss", value, members)
+                self.accelerator.backward(loss / weight)
+            for name, part in {"loss": loss, **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(part.detach())
+        self.state.tokens += tokens
+        self.state.unique_tokens += unique
+        return self._reduced(sums) if self.accelerator.num_processes > 1 else sums
+
+    def _reduced(self, sums: dict[str, float]) -> dict[str, float]:
+        """Add up gradients and metrics over processes; one may have had no rows at all in a small batch."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        gathered: list[Any] = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(gathered, sums)
+        return {name: sum(part.get(name, 0.0) for part in gathered) for found in gathered for name in found}
+
+    def _not_finite(self, what: str, value: float, members: Sequence[int]) -> TrainingError:
+        names = [self.rows[at].id for at in members]
+        report = self.out / "bad_batch.json"
+        step = self.state.step + 1
+        write_whole(report, json.dumps({"step": step, "what": what, "value": str(value), "rows": names}, indent=1))
+        kept = checkpoint.steps(self.checkpoints)
+        where = f"the last good checkpoint is step {kept[-1]}" if kept else "there is no checkpoint before it"
+        return TrainingError(f"step {step}: the {what} is {value} on rows {', '.join(names[:5])}"
+                             f"{', ...' if len(names) > 5 else ''} (all in {report}); {where}; look at these rows, or "
+                             f"lower lr (now {self.config.lr:g})")
+
+    # What comes after a step
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        state, watch = self.state, self.config.watch
+        self.module.eval()
+        metrics = {name: float(value) for name, value in self.validate(self.model).items()}
+        self.module.train()
+        if watch not in metrics:
+            raise ConfigError(f"watch: {watch!r} is not among the validation's metrics; {near_miss(watch, metrics)}")
+        self._write({"step": state.step, "epoch": round(state.step / self.per_epoch, 6),
+                     **{f"eval_{name}": value for name, value in metrics.items()}})
+        if state.best is None or metrics[watch] > state.best:
+            state.best, state.best_step, state.worse = metrics[watch], state.step, 0
+        else:
+            state.worse += 1
+            state.stopped_early = bool(self.config.patience) and state.worse >= self.config.patience
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            append_row(self.out / "metrics.jsonl", row)
+            if self.log is not None:
+                self.log(row)
