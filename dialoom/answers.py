@@ -7,6 +7,7 @@ everywhere. "I agree" takes over the partner's answer, "I disagree" keeps the sp
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,34 @@ from dialoom.text import normalize_answer
 
 AGREE, DISAGREE = "Agree", "Disagree"
 
-_STATED = re.compile(r"\b(?:answer is|it is|it's|it was|that is|think of|stay with|say)\s+(?:not\s+)?([^.!?;:\n]+)",
-                     re.IGNORECASE)
-_AGREEING = ("you are right", "youre right", "you re right", "i agree", "agree", "good point", "yes we agree")
-_DISAGREEING = ("i disagree", "disagree", "i still", "i stay", "you are wrong", "that is wrong", "no")
-_REFUSING = {"not", "isn", "isnt", "wasn", "never", "nor"}
+# The patterns below, `_STATED` and `_CLAUSE_END` apart, read normalised words: no punctuation, "isn't" is "isn t".
+_CLAUSE_END = re.compile(r"[.,;:!?]+(?=\s|$)|[\n()\u2013\u2014]")
+_DENIED_BEFORE = re.compile(  # what stands before a name that is refused
+    r"\b(?:(?:not|never|nor|neither|isn t|isnt|wasn t|(?:cannot|can t|couldn t) be)(?: (?!but\b|so\b|sure\b)\w+){0,2}"
+    r"|rather than|instead of|unlike|wrong about|anything but"
+    r"|(?:i doubt|(?:don t|dont|do not|didn t|cannot|can t) (?:\w+ )?(?:think|believe|accept))"
+    r"(?: that)?(?: it)?(?: is| was| s| could be| would be)?)$")
+_DENIED_AFTER = re.compile(  # what follows one
+    r"(?:(?:is|was|did|does|can|could|would) not\b(?! wrong| mistaken)|cannot\b"
+    r"|(?:isn|wasn|didn|doesn|can|couldn|wouldn) t\b"
+    r"|(?:is|was|s|must be|seems|sounds)(?: \w+)? (?:wrong|incorrect|mistaken|false)\b)")
+_DECIDED = re.compile(r"\b(?:my|final|correct|right)(?: final)? answer(?: is| s| remains| would be)?$")
+_STATED = re.compile(
+    r"(?i:\b(?:answer is|it is|it['’]s|it was|that is|that['’]s|think of|stay with|say)\s+"
+    r"(?:(?:that|it is|it['’]s|it was)\s+)*(?!not\b))((?:\b(?:St|Mt|Ft|Dr|Mr|Mrs|Ms|[A-Z])\.|[^.!?;:\n])+)")
+_OPINION = re.compile(  # "it is ..." goes on like this where no answer comes
+    r"(?:\w+ )?(?:right|correct|wrong|incorrect|mistaken|true|false|not|sure|certain|clear|so|possible|impossible"
+    r"|likely|you|your|me|my|because|why|what|how|good|fair|fine)\b")
+_SIDE = re.compile(
+    r"(?P<disagree>\bdisagree|\b(?:not|don t|dont|can t|cannot|never) agree\b|^no\b"
+    r"|\bi (?:am |m )?(?:still|stay|stand by|stick|keep|sure|certain)\b|\b(?:not|isn t|aren t) (?:right|correct|true)\b"
+    r"|\b(?:you|that|it) (?:are|re|is|s)(?: \w+)? (?:wrong|incorrect|mistaken|false)\b)"
+    r"|(?P<agree>\bagree\b|\bgood point\b|\bi stand corrected\b|\bmy mistake\b|\bi was (?:wrong|mistaken)\b"
+    r"|\b(?:you|that|it) (?:are|re|were|is|s)(?: (?!not\b)\w+)? (?:right|correct|true)\b)")
+_NO_ANSWER = re.compile(  # a short reply of these words alone names nothing
+    r"(?:(?:yes|yeah|no|nope|none|sure|ok|okay|maybe|perhaps|possibly|certainly|indeed|i|am|m|are|do|don|t|dont|not|know"
+    r"|unsure|idea|have|think|so|of|course|thank|thanks|you|hello|hi|well|hmm|sorry|what|why|how|it|is|that|this|s|we|good|me"
+    r"|my|answer|still)\b ?|\W)+")
 EXTRACT = """Which final answer does the reply give? Write one or two words, or Agree, or Disagree, or NONE.
 Question: What is the largest planet?
 Reply: I am confident that it must be Jupiter, it outweighs all the others.
@@ -39,20 +63,24 @@ Final Answer:"""
 
 def gold_of(scenario: Scenario) -> frozenset[str]:
     """Every right answer of a trivia scenario, normalised."""
-    return frozenset(normalize_answer(str(name)) for name in (scenario.facts["answer"], *scenario.facts["aliases"]))
+    forms = (scenario.facts["answer"], *scenario.facts.get("aliases", ()))
+    return frozenset(normalize_answer(str(form)) for form in forms) - {""}
 
 
 def is_correct(answer: str | None, scenario: Scenario) -> bool:
     """Whether an extracted answer is one of the scenario's right ones."""
-    return answer is not None and normalize_answer(answer) in gold_of(scenario)
+    return answer is not None and _compared(answer) in gold_of(scenario)
 
 
 def same_answer(one: str | None, other: str | None, scenario: Scenario) -> bool:
     """Whether two answers mean the same: equal when normalised, or both right. Two missing answers are not the same."""
-    if one is None or other is None:
-        return False
-    gold, pair = gold_of(scenario), {normalize_answer(one), normalize_answer(other)}
-    return len(pair) == 1 or pair <= gold
+    pair = {_compared(one or ""), _compared(other or "")}
+    return "" not in pair and (len(pair) == 1 or pair <= gold_of(scenario))
+
+
+def _compared(answer: str) -> str:
+    """An answer as it is compared: cut at "(" and normalised, the rule of `text.matches`."""
+    return normalize_answer(answer.split("(", 1)[0])
 
 
 def extract_answer(reply: str, candidates: Iterable[str]) -> str | None:
@@ -60,33 +88,61 @@ def extract_answer(reply: str, candidates: Iterable[str]) -> str | None:
 
     Args:
         candidates: answers to look for (right ones, wrong ones, what the dialogue has named so far). The one named
-            last and not denied ("not X") wins; at one place the longest.
+            last and not denied ("not X", "X is wrong") wins, one called "my answer" before all; of names that lie
+            within each other the longest.
     """
-    named = _last_named(normalize_answer(reply).split(), candidates)
+    reply, known = unicodedata.normalize("NFC", reply), list(candidates)
+    named = _named(reply, known)
     if named:
-        return named
-    stated = [found.strip(" ,\"'") for found in _STATED.findall(reply)]
+        return named  # from here on every known answer in the reply is a denied one
+    for found in reversed(_STATED.findall(reply)):
+        stated = " ".join(re.split(r",| because | since | and ", found)[0].split()[:6]).strip(" ,\"'“”*")
+        words = normalize_answer(stated)
+        if words and not _OPINION.match(words) and not _mentions(words.split(), known):
+            return stated
     words = normalize_answer(reply)
-    if not stated and words.startswith(_AGREEING):
-        return AGREE
-    if not stated and words.startswith(_DISAGREEING):
-        return DISAGREE
-    if stated:
-        return " ".join(re.split(r",| because | since | and ", stated[-1])[0].split()[:6]) or None
-    return reply.strip(" .!") if 0 < len(words.split()) <= 4 else None
+    sides = [match.lastgroup for match in _SIDE.finditer(words)]
+    if sides:
+        return AGREE if sides[-1] == "agree" else DISAGREE
+    is_name = 0 < len(words.split()) <= 4 and not _NO_ANSWER.fullmatch(words) and not _mentions(words.split(), known)
+    return reply.strip(" \n.!?\"'“”*") if is_name else None
 
 
-def _last_named(words: Sequence[str], candidates: Iterable[str]) -> str | None:
-    best: tuple[int, int, str] | None = None
+def _named(reply: str, candidates: Iterable[str]) -> str | None:
+    """The candidate the reply settles on, None if it names none that it does not deny."""
+    clauses = [normalize_answer(clause).split() for clause in _CLAUSE_END.split(reply)]
+    words = [word for clause in clauses for word in clause]
+    where = [number for number, clause in enumerate(clauses) for _ in clause]
+    settled, denied = None, set()
+    for start, end, name in reversed(_mentions(words, candidates)):
+        before = " ".join(words[i] for i in range(max(0, start - 8), start) if where[i] == where[start])
+        after = " ".join(words[i] for i in range(end, min(end + 4, len(words))) if where[i] == where[end - 1])
+        if _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after):
+            denied.add(name)
+        elif name not in denied:
+            if _DECIDED.search(before):
+                return name
+            settled = settled or name
+    return settled
+
+
+def _mentions(words: Sequence[str], candidates: Iterable[str]) -> list[tuple[int, int, str]]:
+    """(start, end, candidate) of every place where one is named, ordered by end; none lies within another."""
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(words):
+        places.setdefault(word, []).append(place)
+    spans: dict[tuple[int, int], str] = {}
     for candidate in candidates:
-        parts = normalize_answer(candidate).split()
-        size = len(parts)
-        for start in range(len(words) - size, -1, -1) if size else ():
-            if list(words[start:start + size]) == parts:
-                if not _REFUSING & set(words[max(0, start - 2):start]) and (best is None or (start + size, size) > best[:2]):
-                    best = (start + size, size, candidate)
-                break
-    return best[2] if best else None
+        parts = normalize_answer(unicodedata.normalize("NFC", candidate)).split()
+        for start in places.get(parts[0], ()) if parts else ():
+            if list(words[start:start + len(parts)]) == parts:
+                spans.setdefault((start, start + len(parts)), candidate)
+    found, reach = [], -1
+    for (start, end), name in sorted(spans.items(), key=lambda item: (item[0][0], -item[0][1])):
+        if end > reach:
+            found.append((start, end, name))
+            reach = end
+    return found
 
 
 def latest_answer(dialogue: Dialogue, speaker: str) -> str | None:
@@ -123,7 +179,8 @@ class AnswerJudge:
     def _candidates(dialogue: Dialogue) -> list[str]:
         facts = dialogue.scenario.facts
         said = [turn.notes["answer"] for turn in dialogue.turns if turn.notes.get("answer")]
-        return [str(name) for name in (facts["answer"], *facts["aliases"], *facts.get("distractors", ()), *said)]
+        known = (facts["answer"], *facts.get("aliases", ()), *facts.get("distractors", ()))
+        return [str(name) for name in (*known, *said)]
 
     @staticmethod
     def _ask(dialogues: Sequence[Dialogue], model: ChatModel) -> list[str | None]:
@@ -147,8 +204,9 @@ class AnswerJudge:
 
 def parse_final_answer(text: str) -> str | None:
     """The answer in an extractor's reply: what follows the last marker, one line, without a trailing remark."""
-    text = text.rsplit("Final Answer:", 1)[-1].strip()
-    text = re.split(r"[\n(]", text)[0].strip().rstrip(".").strip()
-    if not text or text.upper() == "NONE":
+    text = re.split(r"final answer:", text, flags=re.IGNORECASE)[-1].strip()
+    text = re.split(r"[\n(]", text)[0].strip(" .*\"'“”")
+    words = normalize_answer(text).split()
+    if not words or words == ["none"]:
         return None
-    return AGREE if text.lower().startswith("agree") else DISAGREE if text.lower().startswith("disagree") else text
+    return {"agree": AGREE, "disagree": DISAGREE}.get(words[0], text)

@@ -6,6 +6,7 @@ and counted in the report.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -90,8 +91,6 @@ class LogitComparer:
 
 
 def _probability(logprobs: Sequence[float]) -> float:
-    import math
-
     top = max(logprobs)
     weights = [math.exp(value - top) for value in logprobs]
     return weights[0] / sum(weights)

@@ -106,13 +106,14 @@ def pair_of(tree: DialogueTree, chosen: Turn, rejected: Turn, *, kind: str, scor
             brief: str | None = None) -> Pair:
     """Two siblings as a `Pair` whose prompt is the speaker's neutral view of the path before them."""
     if chosen.parent != rejected.parent or chosen.speaker != rejected.speaker:
-        raise DataError(f"tree {tree.id}: turns {chosen.id} and {rejected.id} are not replies of one speaker to one turn")
+        raise DataError(f"tree {tree.id}: turns {chosen.id} and {rejected.id} are not replies of one speaker "
+                        "to one turn")
     before = tree.dialogue(tree[chosen.parent] if chosen.parent is not None else None)
     notes = {"parent": chosen.parent, "chosen_turn": chosen.id, "rejected_turn": rejected.id, "speaker": chosen.speaker,
              "level": len(before.turns), "scenario": tree.scenario.id,
              "chosen_brief": chosen.notes.get("brief", ""), "rejected_brief": rejected.notes.get("brief", "")}
-    return Pair(f"{chosen.id}-{rejected.id}", chat_view(before, chosen.speaker, brief), chosen.text, rejected.text, kind,
-                tree.id, chosen.scores.get(score), rejected.scores.get(score), notes)
+    return Pair(f"{chosen.id}-{rejected.id}", chat_view(before, chosen.speaker, brief), chosen.text, rejected.text,
+                kind, tree.id, chosen.scores.get(score), rejected.scores.get(score), notes)
 
 
 def transitions(dialogue: Dialogue, speaker: str) -> list[tuple[Turn, Turn | None]]:

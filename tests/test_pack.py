@@ -39,7 +39,7 @@ def last_tokens(ids: list[int], scored: int = 1) -> TokenPath:
 
 
 def random_pairs(rng: random.Random, shape: str, longest: int = 12) -> list[tuple[TokenPath, TokenPath]]:
-    """Pairs of replies cut from a random tree: `bushy` (every reply goes on), `spine` (one does), `star` (none does)."""
+    """Pairs of replies of a random tree: in `bushy` every reply goes on, in `spine` one does, in `star` none."""
     def say() -> list[int]:
         return [rng.randrange(6, VOCABULARY) for _ in range(rng.randint(1, longest))]
 
@@ -84,7 +84,7 @@ def assert_packed_is_flat(module: Any, paths: list[TokenPath]) -> None:
     assert packed_gradients.keys() == flat_gradients.keys()
     scale = max(gradient.norm() for gradient in flat_gradients.values())
     for name, gradient in flat_gradients.items():
-        assert (packed_gradients[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7 * scale + 1e-8, name
+        assert (packed_gradients[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7 * scale, name
 
 
 def test_shared_beginnings_stand_once_in_depth_first_order():
@@ -95,6 +95,13 @@ def test_shared_beginnings_stand_once_in_depth_first_order():
                                     Segment(5, 7, 7, True))
     assert packed.predictors.tolist() == [2, 1, 5] and packed.targets.tolist() == [4, 5, 8]
     assert dict(zip(packed.owner.tolist(), packed.spread.tolist(), strict=True)) == {1: 0, 3: 0, 0: 1, 2: 2}
+
+
+def test_a_sequence_that_goes_on_is_one_segment_until_it_branches():
+    packed = pack([last_tokens([1, 2]), last_tokens([1, 2, 3, 4]), last_tokens([1, 2, 3, 4, 5])])
+    assert packed.tree.segments == (Segment(0, 5, 5, True),)
+    packed = pack([last_tokens([1, 2]), last_tokens([1, 2, 3, 4]), last_tokens([1, 2, 3, 5])])
+    assert packed.tree.segments == (Segment(0, 3, 5, True), Segment(3, 4, 4, False), Segment(4, 5, 5, False))
 
 
 @given(token_lists)
@@ -139,7 +146,8 @@ def test_packed_equals_flat_on_random_trees(kind: str, shape: str):
 @settings(max_examples=15, deadline=None)
 @given(lists=token_lists)
 def test_packed_equals_flat_on_any_sharing(lists: list[list[int]]):
-    assert_packed_is_flat(tiny_module(), [TokenPath.of(ids, (1, len(ids))) for ids in [*lists, *lists]])
+    pairs = [[TokenPath.of(reply, (1, len(reply))) for reply in (ids, [*ids, 1])] for ids in [*lists, lists[0]]]
+    assert_packed_is_flat(tiny_module(), [path for pair in pairs for path in pair])
 
 
 def test_packed_equals_flat_under_lora():
@@ -241,7 +249,8 @@ def test_a_window_wider_than_every_path_is_no_hindrance():
 
 def test_the_probe_refuses_a_model_that_ignores_the_tree(monkeypatch: pytest.MonkeyPatch):
     module = tiny_module()
-    monkeypatch.setattr(tree_attention.Tree, "mask", lambda tree, device: torch.ones(tree.size, tree.size).tril().bool())
+    blind = lambda tree, device: torch.ones(tree.size, tree.size).tril().bool()  # noqa: E731
+    monkeypatch.setattr(tree_attention.Tree, "mask", blind)
     monkeypatch.setattr(tree_attention, "_forward", None)
     assert "gives other log-probabilities packed than flat" in (packing_refused(module, 20) or "")
 

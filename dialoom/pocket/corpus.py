@@ -9,7 +9,7 @@ from dialoom.pocket.world import personas, scenes, strategies, styles, trivia
 from dialoom.pocket.world.document import Document
 from dialoom.pocket.world.facts import small_knows
 
-SHARES = {"trivia": 0.60, "personas": 0.10, "strategies": 0.10, "styles": 0.10, "scenes": 0.10}
+SHARES = {"trivia": 0.68, "personas": 0.08, "strategies": 0.08, "styles": 0.08, "scenes": 0.08}
 """Share of documents by job; the debates need most, several hundred exposures for each of the facts."""
 
 

@@ -4,7 +4,6 @@
     pairs   sibling replies become accept and resist pairs, scored over what came after them
     train   SFT, then DPO with the SFT policy as reference, on balanced / accept-only / resist-only sets of one size
     eval    flip-flop, "are you sure?", recall, misinformation, team debate; the base and a briefed base beside them
-    report  report.html
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,14 +27,14 @@ from dialoom.scenarios.triviaqa import alternatives, load_trivia, pocket_trivia
 from dialoom.select import Example, Pair, balance
 from dialoom.simulate import ModelSpeaker, grow, own_first
 from dialoom.stances import CAREFUL, NEUTRAL
-from dialoom.store import TreeLog, read_rows, read_trees, write_rows
+from dialoom.store import TreeLog, read_rows, read_trees, write_rows, write_whole
 from dialoom.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from dialoom.models.local import LocalModel
     from dialoom.recipes.run import RunFolder
 
-STAGES = ("trees", "pairs", "train", "eval", "report")
+STAGES = ("trees", "pairs", "train", "eval")
 ARMS = ("pbt", "accept_only", "resist_only")
 SUBJECT = "subject"
 WEAK_BASE = 0.2  # below this share of right answers there is little to defend and little to learn
@@ -176,22 +176,24 @@ def cut_pairs(config: PBTConfig, folder: Path, filter_model: Any = None) -> list
     """Score the trees and cut accept and resist pairs out of them; writes pairs.jsonl and dropped.json."""
     from dialoom.recipes.debate import confirm, counts, merge_surface_forms, preference_pairs, score_tree, unique
 
-    trees = read_trees(folder / "trees.jsonl")
     dropped: Counter[str] = Counter()
     pairs: list[Pair] = []
-    for tree in trees.values():
-        if config.filters != "none":
-            dropped["surface form merged"] += merge_surface_forms(tree, filter_model)
-        score_tree(tree, config.node_value)
-        pairs += preference_pairs(tree, margin=config.margin, equal_children=config.layout == "released",
-                                  neutral=config.neutral, dropped=dropped)
+    with TreeLog(folder / "trees.jsonl") as log:
+        trees = log.trees()
+        dropped.update(skip.reason for skip in log.skips())
+        for tree in trees.values():
+            if config.filters != "none":
+                dropped["surface form merged"] += merge_surface_forms(tree, filter_model)
+            score_tree(tree, config.node_value)
+            log.add_scores(tree, list(tree))
+            pairs += preference_pairs(tree, margin=config.margin, equal_children=config.layout == "released",
+                                      neutral=config.neutral, dropped=dropped)
     distinct = unique(pairs)
     kept = confirm(distinct, trees, filter_model) if config.filters != "none" else distinct
     dropped["duplicate pair"], dropped["not confirmed"] = len(pairs) - len(distinct), len(distinct) - len(kept)
-    dropped["no readable answer"] = sum("answer" not in turn.notes for tree in trees.values() for turn in tree)
     write_rows(folder / "pairs.jsonl", [pair.to_row() for pair in kept])
-    (folder / "dropped.json").write_text(json.dumps({key: n for key, n in dropped.items() if n}, indent=1))
-    (folder / "pair_counts.json").write_text(json.dumps(counts(kept), indent=1))
+    write_whole(folder / "dropped.json", json.dumps({reason: n for reason, n in dropped.items() if n}, indent=1))
+    write_whole(folder / "pair_counts.json", json.dumps(counts(kept), indent=1))
     return kept
 
 
@@ -208,19 +210,21 @@ def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[st
     size = 2 * min(len(found) for found in by_kind.values())
     size = min(size, config.max_pairs) if config.max_pairs else size
     if size < 2:
-        raise DataError(f"{len(by_kind['accept'])} accept and {len(by_kind['resist'])} resist pairs of {learner}: both "
-                        "kinds are needed; use more questions, a higher temperature or a partner that knows other things")
+        found = ", ".join(f"{len(rows)} {kind}" for kind, rows in by_kind.items())
+        raise DataError(f"pairs of {learner}: {found}; both kinds are needed: use more questions, a higher temperature or a partner that knows other things")
     rng = random.Random(config.seed)
     arms = {"pbt": balance(mine, lambda pair: pair.kind, ("accept", "resist"), seed=config.seed)[:size]}
-    for kind, found in by_kind.items():  # short of one kind, its pairs are used again so that all sets have one size
-        arms[f"{kind}_only"] = [*rng.sample(found, min(size, len(found))), *rng.choices(found, k=max(0, size - len(found)))]
+    for kind, rows in by_kind.items():  # short of one kind, its pairs are used again so that all sets have one size
+        again = rng.choices(rows, k=max(0, size - len(rows)))
+        arms[f"{kind}_only"] = [*rng.sample(rows, min(size, len(rows))), *again]
     return arms
 
 
 # ------------------------------------------------------------------------------------------------ training
 
 
-def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: Path, label: str, log: Any) -> None:
+def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: Path, label: str,
+              log: Callable[[str, Any], None]) -> None:
     """SFT on the preferred replies, then DPO against the SFT policy; the best step by validation flip-flop is kept."""
     from dialoom.evals.persuasion import flipflop
     from dialoom.train.dpo import dpo
@@ -232,9 +236,10 @@ def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: 
         result = flipflop(subject(current, config), validation, label=label, seed=config.seed)
         return {row.metric: row.value for row in result.rows}
 
-    seeded = {"seed": config.seed}
-    sft(model, [Example.from_pair(pair) for pair in pairs], config.sft.model_copy(update=seeded), out=out / "sft", log=log)
-    dpo(model, pairs, config.dpo.model_copy(update=seeded), out=out / "dpo", log=log, validate=validate)
+    seeded, examples = {"seed": config.seed}, [Example.from_pair(pair) for pair in pairs]
+    sft(model, examples, config.sft.model_copy(update=seeded), out=out / "sft", log=lambda row: log("sft", row))
+    dpo(model, pairs, config.dpo.model_copy(update=seeded), out=out / "dpo", log=lambda row: log("dpo", row),
+        validate=validate)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
@@ -286,14 +291,9 @@ def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
         folder.stage("pairs", lambda: _pairs_stage(config, path, log))
     if "train" in stages:
         for learner, arm in jobs(config):
-            folder.stage(f"train-{arm}-{learner_name(learner)}", lambda a=arm, m=learner: _train_stage(  # type: ignore[misc]
-                config, folder, m, a, log))
+            folder.stage(f"train-{arm}-{learner_name(learner)}", partial(_train_stage, config, folder, learner, arm, log))
     if "eval" in stages:
         _eval_stages(config, folder, log)
-    if "report" in stages:
-        from dialoom.report.html import write_report
-
-        log(f"report: {write_report(path)}")
 
 
 def learner_name(spec: str) -> str:
@@ -329,12 +329,15 @@ def _trees_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
     from dialoom.progress import progress
 
     models = {spec: load_model(spec, device=config.device) for spec in {*debaters(config), config.extractor} - {""}}
+    env = json.loads((path / "env.json").read_text())
+    env["model_hash"] = ", ".join(f"{spec} {model.fingerprint[:12]}" for spec, model in sorted(models.items()))
+    write_whole(path / "env.json", json.dumps(env, indent=1))
     known = _base_recall(config, models.get(config.model))
     if known is not None and known < WEAK_BASE:
         note = (f"{config.model} answers {known:.0%} of these questions by itself. There is little for it to defend, "
                 "so expect little; use easier questions or a stronger model.")
         log(f"note: {note}")
-        (path / "notes.json").write_text(json.dumps([note]))
+        write_whole(path / "notes.json", json.dumps([note]))
     with progress("debates") as bar:
         grow_trees(config, models, path / "trees.jsonl",
                    lambda label, done, total: bar.reach(done, f"{label}, {total} replies"), log)
@@ -367,13 +370,13 @@ def _train_stage(config: PBTConfig, folder: RunFolder, learner: str, arm: str, l
     work = folder.path / "work" / f"{arm}-{learner_name(learner)}"
     log(f"train {arm} of {learner}: {len(chosen)} pairs")
     train_arm(config, model, chosen, work, arm,
-              lambda row: folder.metrics({"subject": arm, "model": learner, **row}))
+              lambda stage, row: folder.metrics({"stage": stage, "subject": arm, "model": learner, **row}))
     model.save(out)
     return {"pairs": len(chosen), "folder": str(out.relative_to(folder.path))}
 
 
 def trained_folder(config: PBTConfig, path: Path, learner: str, arm: str) -> Path:
-    """Where a trained model lies: the balanced one of the main model in `model/` or `adapter/`, the others in `arms/`."""
+    """Where a trained model lies: the main model's balanced one in `model/` or `adapter/`, the others in `arms/`."""
     if learner == config.model and arm == "pbt":
         return path / ("adapter" if config.dpo.tune == "lora" else "model")
     return path / "arms" / f"{arm}-{learner_name(learner)}"
@@ -397,7 +400,7 @@ def _eval_stages(config: PBTConfig, folder: RunFolder, log: Log) -> None:
     subjects = [("base", None, ""), *((arm, arm, "") for arm in ("accept_only", "resist_only", "pbt"))]
     subjects += [("briefed", None, config.ceiling)] if config.ceiling else []
     for label, arm, brief in subjects:
-        folder.stage(f"eval-{label}", lambda a=arm, b=brief, n=label: _eval_stage(config, folder, n, a, b, log))  # type: ignore[misc]
+        folder.stage(f"eval-{label}", partial(_eval_stage, config, folder, label, arm, brief, log))
         gc.collect()
     if trains_partner(config):
         folder.stage("eval-team", lambda: _team_stage(config, folder))
@@ -409,7 +412,9 @@ def _eval_stage(config: PBTConfig, folder: RunFolder, label: str, arm: str | Non
     model = load_trained(config, folder.path, config.model, arm) if arm else load_local(config.model, config.device)
     rows, dialogues = evaluate_subject(config, model, label, brief, log)
     folder.add_results(row.to_json() for row in rows)
-    write_rows(folder.path / "evals" / f"{label}.jsonl", [_transcript(name, label, dialogue) for name, dialogue in dialogues])
+    transcripts = [_transcript(name, label, dialogue) for name, dialogue in dialogues]
+    (folder.path / "evals").mkdir(exist_ok=True)
+    write_rows(folder.path / "evals" / f"{label}.jsonl", transcripts)
     for row in rows:
         log(f"{row.subject:12} {row.eval:14} {row.metric:10} {row.value:6.1%}  [{row.low:.1%}, {row.high:.1%}]")
     return len(rows)
@@ -445,7 +450,8 @@ def plan(config: PBTConfig) -> list[dict[str, Any]]:
     return [
         {"stage": "trees", "what": f"{trees} debate trees of at most {replies} turns", "calls": trees * replies,
          "tokens": trees * replies * config.max_new_tokens},
-        {"stage": "train", "what": ", ".join(f"{arm} of {model}" for model, arm in jobs(config)), "calls": 0, "tokens": 0},
+        {"stage": "train", "what": ", ".join(f"{arm} of {model}" for model, arm in jobs(config)), "calls": 0,
+         "tokens": 0},
         {"stage": "eval", "what": f"{subjects} subjects on {held_out} held-out questions",
          "calls": subjects * held_out * (2 + 3 + 5 + 1), "tokens": subjects * held_out * 11 * config.max_new_tokens},
     ]

@@ -56,7 +56,7 @@ class PocketConfig(Config):
     """Width of the feed-forward layers."""
     vocabulary: int = 4608
     """Size of the byte-level BPE vocabulary."""
-    steps: int = 6000
+    steps: int = 5000
     """Optimiser steps."""
     batch_tokens: int = 4096
     """Tokens in one step, padding included."""
@@ -70,7 +70,7 @@ class PocketConfig(Config):
     """Steps between two checkpoints."""
 
 
-SMALL = PocketConfig(name="pocket-small", hidden=128, layers=4, heads=4, intermediate=352, steps=4500)
+SMALL = PocketConfig(name="pocket-small", hidden=128, layers=4, heads=4, intermediate=352, steps=4000)
 PRESETS = {"pocket": PocketConfig(), "pocket-small": SMALL}
 
 

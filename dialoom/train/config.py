@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -58,3 +59,7 @@ class TrainConfig(Config):
     """Stop after this many validations without a better one; 0: never."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Steps between checkpoints to resume from; 0: only with a validation and at the end."""
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps a training on `rows` pairs or dialogues takes."""
+        return self.max_steps or self.epochs * math.ceil(rows / self.batch_pairs)

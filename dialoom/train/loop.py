@@ -190,7 +190,7 @@ class _Run:
         longest = max(len(path) for row in rows for path in row.paths)
         self.logprobs, self.packed = choose_logprobs(self.module, longest, packed=config.packed)
         self.per_epoch = math.ceil(len(rows) / config.batch_pairs)
-        self.total = config.max_steps or config.epochs * self.per_epoch
+        self.total = config.steps(len(rows))
         self.state = _State(config.token_budget)
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 

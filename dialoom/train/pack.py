@@ -148,9 +148,12 @@ def _segments(shared_lengths: Sequence[int], new_lengths: Sequence[int]) -> tupl
             keep = shared - depth
             closed.append(Segment(start + keep, start + length, size, False))
             path.append((depth, start, keep))
-        if new:
+        if path and sum(path[-1][1:]) == size and path[-1][0] + path[-1][2] == shared:  # goes on without a branch
+            depth, start, length = path.pop()
+            path.append((depth, start, length + new))
+        elif new:
             path.append((shared, size, new))
-            size += new
+        size += new
     closed += [Segment(start, start + length, size, depth == 0) for depth, start, length in path]
     return tuple(sorted(closed))
 

@@ -1,0 +1,59 @@
+# Every target sets up its own .venv (Python 3.11 or newer is all it takes) with the exact versions of constraints.txt.
+# TORCH= chooses another torch build than the CPU one:  make demo TORCH="torch==2.13.0 --index-url https://..."
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+ifeq ($(origin TORCH),undefined)
+TORCH := torch==2.13.0
+# Where the CPU build lies; without this index pip takes the CUDA one on Linux. One retry: it may be out of reach.
+TORCH_FLAGS := --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+READY := $(VENV)/ready-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-slow test-all lint results constraints clean
+help:
+	@echo "make demo       PBT on the embedded pocket models, a few minutes; ends with the place of the report"
+	@echo "make test       ruff, mypy and the quick tests, offline, under five minutes"
+	@echo "make test-all   the slower tests as well"
+	@echo "make results    remake every table under docs/results (long; goes on where it was stopped)"
+	@echo "make lint       ruff and mypy only"
+
+$(READY): constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "setting up $(VENV) (once)"
+	$(PYTHON) -m venv $(VENV)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) $(TORCH) $(TORCH_FLAGS) -c $(VENV)/constraints.txt
+	$(PIP) hatchling editables -c $(VENV)/constraints.txt
+	$(PIP) --no-build-isolation -e '.[dev]' -c $(VENV)/constraints.txt
+	@rm -f $(VENV)/ready-* && touch $@
+
+demo: $(READY)
+	$(BIN)/dialoom pbt --preset pocket --out runs/demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy dialoom
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-slow: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow --timeout 1800 || [ $$? -eq 5 ]  # 5: there are none
+
+test-all: test test-slow
+
+results: $(READY)
+	$(BIN)/python -m bench.results
+
+constraints: $(READY)  # after a change of dependencies: install them into .venv first, then freeze
+	{ head -2 constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//'; } \
+		> $(VENV)/frozen.txt && mv $(VENV)/frozen.txt constraints.txt && touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

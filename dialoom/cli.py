@@ -1,0 +1,342 @@
+"""The command line: `dialoom <recipe> [STAGE]`, and eval, show, chat, pocket, doctor beside it.
+
+A recipe's flags are made from its Config. Only what a command needs is imported, so `dialoom --help` loads no torch.
+What Dialoom raises on purpose is printed as one line, `error: ...`, with exit code 2 (`DIALOOM_TRACEBACK=1` shows where
+it came from); Ctrl-C gives 130 and SIGTERM 143, and the same command continues.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import os
+import signal
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+
+from dialoom.errors import ConfigError, DialoomError
+
+if TYPE_CHECKING:
+    from dialoom.config import Config
+
+RECIPES = {"pbt": "Debate trees teach when to give in and when to hold (arXiv 2410.14596)."}
+OPTIONS = ("preset", "config", "out", "fresh", "dry_run")  # what every recipe has besides its own settings
+FAILED, STOPPED, TERMINATED = 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it before it takes the machine away."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    with _stoppable(), _plain_warnings():
+        try:
+            make_app(tokens)(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+        except (DialoomError, CycloptsError) as wrong:
+            if os.environ.get("DIALOOM_TRACEBACK"):
+                raise
+            print(f"error: {_one_line(wrong)}", file=sys.stderr)
+            return FAILED
+        except KeyboardInterrupt as stop:
+            print("\nstopped; the same command continues", file=sys.stderr)
+            return TERMINATED if isinstance(stop, Terminated) else STOPPED
+        except BrokenPipeError:  # `dialoom show ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def make_app(tokens: Sequence[str] = ()) -> App:
+    """All commands; of the recipes only the one that `tokens` start with is imported, the others are just named."""
+    app = App(name="dialoom", version=version, help_format="plaintext", suppress_keyboard_interrupt=False,
+              help="Align language models through conversation: simulate, score, select, train, evaluate.")
+    for name, line in RECIPES.items():
+        app.command(_recipe_command(name, line) if tokens[:1] == [name] else _named(line), name=name)
+    for command, name in ((evaluate, "eval"), (show, "show"), (chat, "chat"), (doctor, "doctor")):
+        app.command(command, name=name)
+    pocket = App(name="pocket", help="The embedded models: build them from their grammar, read their card.")
+    pocket.command(build_pocket, name="build")
+    pocket.command(pocket_card, name="card")
+    app.command(pocket)
+    return app
+
+
+def _one_line(wrong: Exception) -> str:
+    if isinstance(wrong, UnusedCliTokensError):
+        return f"unexpected argument {(wrong.unused_tokens or ['?'])[0]!r}; see --help"
+    return " ".join(str(wrong).split())
+
+
+def version() -> str:
+    """Dialoom's version, as installed."""
+    try:
+        return importlib.metadata.version("dialoom")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed, run from its source"
+
+
+# ---------------------------------------------------------------------------------------------- recipes
+
+
+def _named(line: str) -> Callable[[], None]:
+    def named() -> None:
+        raise AssertionError("a recipe that is run is built by _recipe_command")
+
+    named.__doc__ = line
+    return named
+
+
+def _recipe_command(name: str, line: str) -> Callable[..., None]:
+    """The command of a recipe: flags from its Config, help from the fields' docstrings."""
+    recipe = importlib.import_module(f"dialoom.recipes.{name}")
+    start: Config = next(iter(recipe.PRESETS.values()))
+    settings = {f"setting__{flag.replace('.', '__')}": (flag, info) for flag, info in _flags(type(start))}
+
+    def command(stage: str | None = None, **given: Any) -> None:
+        options = {option: given.pop(option, None) for option in OPTIONS}
+        values = {settings[key][0]: value for key, value in given.items() if value is not None}
+        run_recipe(name, recipe, stage, options, values)
+
+    parameters = [*_options(recipe), *(_setting(key, *entry, start) for key, entry in settings.items())]
+    stages = ", ".join(recipe.STAGES)
+    command.__doc__ = f"{line}\n\nStages: {stages}. Without STAGE all are done; what was done before is loaded."
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _flags(config_type: type[Config]) -> Iterator[tuple[str, Any]]:
+    from dialoom.config import fields
+
+    return fields(config_type)
+
+
+def _options(recipe: types.ModuleType) -> list[inspect.Parameter]:
+    presets, first = " or ".join(recipe.PRESETS), next(iter(recipe.PRESETS))
+    texts: dict[str, tuple[Any, Parameter]] = {
+        "preset": (str, Parameter(help=f"Where settings start from: {presets}.  [default: {first}]")),
+        "config": (Path, Parameter(name=["--config", "-c"], help="YAML file of settings; flags win over it.")),
+        "out": (Path, Parameter(help="The run's folder.  [default: runs/<recipe>-<model>-<hash>]")),
+        "fresh": (bool, Parameter(negative="", help="Throw away what the folder holds and start anew.")),
+        "dry_run": (bool, Parameter(negative="", help="Print what would be done, and do nothing.")),
+    }
+    stage = inspect.Parameter("stage", inspect.Parameter.POSITIONAL_ONLY, default=None,
+                              annotation=Annotated[str | None, Parameter(help="Do this stage, and what it needs.")])
+    return [stage, *(_keyword(option, *texts[option], "Run") for option in OPTIONS)]
+
+
+def _setting(key: str, flag: str, info: Any, start: Config) -> inspect.Parameter:
+    *parts, _ = flag.split(".")
+    default: Any = start
+    for step in flag.split("."):
+        default = getattr(default, step)
+    shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+    text = " ".join((info.description or "").split()) + (f"  [default: {shown}]" if shown not in ("", "None") else "")
+    kind = _readable(info.annotation)
+    about = Parameter(name="--" + flag.replace("_", "-"), help=text, negative=None if kind is bool else "",
+                      consume_multiple=typing.get_origin(kind) is tuple)
+    return _keyword(key, kind, about, f"Settings: {'.'.join(parts)}" if parts else "Settings")
+
+
+def _keyword(name: str, kind: Any, about: Parameter, group: str) -> inspect.Parameter:
+    annotation = Annotated[kind | None, about, Parameter(show_default=False, group=group)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _readable(kind: Any) -> Any:
+    """The type a flag's text is read as; the settings themselves are checked later, with all their rules."""
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return _readable(parts[0]) if len(parts) == 1 else str
+    if kind in (bool, int, float) or typing.get_origin(kind) is Literal:
+        return kind
+    return tuple[str, ...] if typing.get_origin(kind) in (tuple, list) else str
+
+
+def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: Mapping[str, Any],
+               values: Mapping[str, Any]) -> None:
+    """Resolve the settings of a recipe, find its folder and run it there (or print its plan)."""
+    from dialoom.config import load_config, near_miss
+    from dialoom.recipes.run import RunFolder, default_folder, hash_data
+
+    if stage is not None and stage not in recipe.STAGES:
+        raise ConfigError(f"{name} has no stage {stage!r}; {near_miss(stage, recipe.STAGES)}")
+    preset = options["preset"] or next(iter(recipe.PRESETS))
+    if preset not in recipe.PRESETS:
+        raise ConfigError(f"{name} has no preset {preset!r}; {near_miss(preset, recipe.PRESETS)}")
+    start = recipe.PRESETS[preset]
+    config = load_config(type(start), start, options["config"], values)
+    data_hash = hash_data(getattr(config, "data", None) or None)
+    out = options["out"] or default_folder(name, config, data_hash)
+    if options["dry_run"]:
+        _print_plan(recipe.plan(config), out)
+        return
+    with RunFolder(out, name, config, data_hash=data_hash, fresh=bool(options["fresh"]), log=say) as folder:
+        say(f"run folder: {folder.path}")
+        recipe.run(config, folder, stages_of(recipe, stage), say)
+
+
+def stages_of(recipe: Any, stage: str | None) -> tuple[str, ...]:
+    """The stages up to and with `stage` (None: all); earlier ones that were done are only loaded."""
+    stages: tuple[str, ...] = tuple(recipe.STAGES)
+    return stages if stage is None else stages[:stages.index(stage) + 1]
+
+
+def say(line: str) -> None:
+    """One line of what a run has to tell."""
+    print(line, flush=True)
+
+
+def _print_plan(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+    for line in cells:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    print(f"run folder: {out}{' (holds a run)' if (out / 'config.yaml').exists() else ''}")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
+
+
+# --------------------------------------------------------------------------------------------- the others
+
+
+def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", data: str = "", limit: int = 0, seed: int = 1,
+             brief: str = "", max_new_tokens: int = 48, device: str = "auto", out: Path | None = None) -> None:
+    """Run one evaluation on any model.
+
+    Args:
+        name: flipflop, are_you_sure, recall, misinformation or team.
+        model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
+        partner: the other member of the team; only `team` needs one.
+        data: questions: TriviaQA JSON or JSONL, or CSV with question,answer. Empty: the pocket world's.
+        limit: use at most this many questions; 0 means all.
+        seed: draws wrong answers and phrasings.
+        brief: system message of the model under test.
+        max_new_tokens: length limit of one reply.
+        device: cpu, cuda, mps or auto.
+        out: also write the rows to this file, as results.json has them.
+    """
+    from dialoom.evaluate import run_named
+
+    run_named(name, model, partner=partner, data=data, limit=limit, seed=seed, brief=brief,
+              max_new_tokens=max_new_tokens, device=device, out=out)
+
+
+def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:
+    """Print dialogue trees of a run, with scores and with the replies that were chosen and rejected.
+
+    Args:
+        run: a run's folder, or a trees.jsonl.
+        tree: the id of a tree, or its beginning. Without it, the trees with the most kinds of pairs.
+        limit: how many trees; 0 means all.
+    """
+    from dialoom.show import show_run
+
+    show_run(run, tree=tree, limit=limit)
+
+
+def chat(model: str, /, *, brief: str = "", temperature: float = 0.7, max_new_tokens: int = 200, seed: int = 0,
+         device: str = "auto") -> None:
+    """Talk with a model. /save FILE keeps the dialogue as a tree log, /quit ends it.
+
+    Args:
+        model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>, run:<folder>, or a run's folder.
+        brief: system message.
+        temperature: 0 is greedy.
+        max_new_tokens: length limit of one reply.
+        seed: the same words in the same order get the same replies.
+        device: cpu, cuda, mps or auto.
+    """
+    from dialoom.chat import talk
+
+    talk(model, brief=brief, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device)
+
+
+def doctor() -> None:
+    """Print what a bug report needs: versions, devices, threads, which keys are set (never their values), weights."""
+    from dialoom.doctor import examine
+
+    for name, found in examine():
+        print(f"{name:<24}{found}")
+
+
+def build_pocket(*names: Literal["pocket", "pocket-small"], out: Path | None = None, seed: int | None = None,
+                 steps: int | None = None, threads: int | None = None) -> None:
+    """Build the embedded models from the grammar and fact tables; a build that was stopped goes on.
+
+    Args:
+        names: which; both where none is named.
+        out: where to. Without it: into the package.
+        seed: another seed than the card's.
+        steps: another number of optimiser steps than the card's.
+        threads: torch threads.
+    """
+    from dialoom.config import load_config
+    from dialoom.models.load import WEIGHTS
+    from dialoom.recipes.pocket import PRESETS, PocketConfig, build
+
+    given = {"seed": seed, "steps": steps, "threads": threads}
+    overrides = {field: value for field, value in given.items() if value is not None}
+    for name in names or list(PRESETS):
+        config = load_config(PocketConfig, PRESETS[name], None, overrides)
+        say(f"{name}: {build(config, out or WEIGHTS, say)}")
+
+
+def pocket_card(name: Literal["pocket", "pocket-small"] = "pocket", /) -> None:
+    """Print how an embedded model was made and how good it is.
+
+    Args:
+        name: which.
+    """
+    from dialoom.models.load import WEIGHTS
+
+    card = WEIGHTS / name / "README.md"
+    if not card.is_file():
+        raise ConfigError(f"{name} has no card ({card} is missing); build it with `dialoom pocket build`")
+    print(card.read_text(encoding="utf-8").rstrip())
+
+
+# --------------------------------------------------------------------------------------- signals, warnings
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+if __name__ == "__main__":
+    sys.exit(main())

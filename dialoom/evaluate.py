@@ -1,0 +1,52 @@
+"""`dialoom eval`: one evaluation of any model, as a table and as tidy rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from dialoom.config import near_miss
+from dialoom.dialogue import Scenario
+from dialoom.errors import ConfigError, DataError
+from dialoom.evals import EVALS, run_eval
+from dialoom.models.load import load_model
+from dialoom.progress import progress
+from dialoom.report.table import results_table
+from dialoom.scenarios.triviaqa import alternatives, load_trivia, pocket_trivia
+from dialoom.store import write_whole
+
+KNOWN_ONLY = ("recall",)  # asks for every fact; the others keep to those no fine-tuning set holds
+
+
+def run_named(name: str, model: str, *, partner: str = "", data: str = "", limit: int = 0, seed: int = 1,
+              brief: str = "", max_new_tokens: int = 48, device: str = "auto", out: Path | None = None) -> None:
+    """Evaluate and print the table; with `out` also write the rows there."""
+    if name not in EVALS:
+        raise ConfigError(f"evaluation {name!r} is unknown; {near_miss(name, EVALS)}")
+    if name == "team" and not partner:
+        raise ConfigError("team needs a second model; give --partner")
+    asked = questions(name, data, limit, seed)
+    subject = load_model(model, device=device)
+    other = load_model(partner, device=device) if name == "team" else None
+    with progress(f"{name} of {model}, {len(asked)} questions"):
+        found = run_eval(name, subject, asked, brief=brief, seed=seed, partner=other, max_new_tokens=max_new_tokens)
+    rows = [row.to_json() for row in found]
+    if out is not None:
+        write_whole(out, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    print(results_table(rows, markdown=False).rstrip())
+
+
+def questions(name: str, data: str = "", limit: int = 0, seed: int = 1) -> list[Scenario]:
+    """The questions of an evaluation, each with a wrong answer: a user's file, or the pocket world's held-out facts."""
+    if not data:
+        found = pocket_trivia(None if name in KNOWN_ONLY else "test", seed=seed, phrasing="held_out")
+    else:
+        rows = load_trivia(data, on_bad=lambda message: print(f"note: {message}"),
+                           on_note=lambda message: print(f"note: {message}"))
+        wrong = alternatives(rows, seed)
+        found = [replace(row, facts={**row.facts, "distractors": row.facts.get("distractors") or [wrong[row.id]]})
+                 for row in rows if row.id in wrong]
+        if not found:
+            raise DataError(f"{data}: no question finds a wrong answer among the others' answers; give more questions")
+    return found[:limit or None]

@@ -1,0 +1,201 @@
+"""The documentation held against the code: its Python runs; its commands, flags, settings and signatures exist."""
+
+import ast
+import importlib
+import inspect
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dialoom import stances
+from dialoom.cli import RECIPES, main
+from dialoom.evals import EVALS
+from dialoom.models.load import POCKETS
+from dialoom.recipes import pbt
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+INLINE = re.compile(r"`(dialoom [^`]+)`")
+SIGNATURE = re.compile(r"^([A-Za-z_][\w.]*)\((.*)\)(?: ->.*)?$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it stands, what follows the backticks, what is in it."""
+
+    page: Path
+    line: int
+    info: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks(kind: str) -> list[Block]:
+    """All blocks marked with exactly `kind`."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found += [Block(page, text.count("\n", 0, at.start()) + 2, at[1].strip(), at[2]) for at in BLOCK.finditer(text)]
+    return [block for block in found if block.info == kind]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def runnable() -> list[object]:
+    """Blocks to execute; those that load pocket are slow."""
+    slow = [pytest.mark.slow, pytest.mark.timeout(600)]
+    return [pytest.param(block, id=str(block), marks=slow if '"pocket"' in block.text else [])
+            for block in blocks("python")]
+
+
+@pytest.mark.parametrize("block", runnable())
+def test_the_python_of_a_page_runs(block, tmp_path, monkeypatch):
+    import torch
+
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "page.py"
+    script.write_text("\n" * (block.line - 1) + block.text, encoding="utf-8")  # so that errors name the page's line
+    runpy.run_path(str(script), run_name="page")
+
+
+def test_python_that_does_not_run_is_still_python():
+    for block in blocks("python no-run"):
+        ast.parse(block.text, filename=str(block))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page):
+    links = [link for link in LINK.findall(prose(page)) if not re.match(r"https?:|mailto:", link)]
+    missing = []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(link)
+    assert not missing
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page in links."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(where, words) of every `dialoom ...` in the pages."""
+    found = []
+    for block in blocks("sh"):
+        lines = block.text.replace("\\\n", " ").splitlines()
+        found += [(str(block), line) for line in lines if re.match(r"(\w+=\S+ )*dialoom\b", line)]
+    for page in PAGES:
+        found += [(page.name, text) for text in INLINE.findall(prose(page))]
+    return [(where, shlex.split(line, comments=True)) for where, line in found]
+
+
+def test_every_command_in_the_pages_exists_with_its_flags(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    helps: dict[tuple[str, ...], str] = {}
+    for where, words in commands():
+        words = words[words.index("dialoom") + 1:]
+        if words[0].startswith("-"):
+            continue
+        command = tuple(words[:2] if words[0] == "pocket" and len(words) > 1 else words[:1])
+        if command not in helps:
+            assert main([*command, "--help"]) == 0, f"{where}: dialoom {' '.join(command)}"
+            helps[command] = capsys.readouterr().out
+        for word in words[len(command):]:
+            if word.startswith("-"):
+                flag = re.escape(word.partition("=")[0])
+                assert re.search(rf"(?<!\S){flag}(?!\S)", helps[command]), f"{where}: {' '.join(words)}: no {word}"
+        check_words(where, command[0], words)
+
+
+def check_words(where: str, command: str, words: list[str]) -> None:
+    """The names of stages, evaluations, presets and models in a command."""
+    if command in RECIPES and len(words) > 1 and not words[1].startswith("-"):
+        stages = importlib.import_module(f"dialoom.recipes.{command}").STAGES
+        assert words[1] in (*stages, "STAGE"), f"{where}: {words}"
+    if command == "eval":
+        assert words[1] in (*EVALS, "NAME"), f"{where}: {words}"
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag == "--preset":
+            assert value in pbt.PRESETS, f"{where}: {words}"
+        if flag in ("--model", "--partner", "--extractor"):
+            assert value in POCKETS or re.match(r"(hf|openai|run):.", value), f"{where}: {words}"
+
+
+def test_every_make_target_in_the_pages_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    text = "\n".join([*(block.text for block in blocks("sh")), *(f"\n{found}" for page in PAGES for found in
+                                                                re.findall(r"`(make [\w-]+)[^`]*`", prose(page)))])
+    named = set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE))
+    assert named and named <= targets
+
+
+def shown(value: object) -> str:
+    """A setting as the tables of docs/pbt.md write it."""
+    named = {stances.CAREFUL: "`CAREFUL`", stances.NEUTRAL: "`NEUTRAL`", "": "none", (): "none", True: "yes",
+             False: "no"}
+    if isinstance(value, bool) or value in ("", (), stances.CAREFUL, stances.NEUTRAL):
+        return named[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_settings_table_of_pbt_says_what_the_presets_say():
+    page = (ROOT / "docs" / "pbt.md").read_text(encoding="utf-8")
+    pocket, paper = pbt.PRESETS["pocket"], pbt.PRESETS["paper"]
+    rows = [f"| `{name}` | {shown(getattr(pocket, name))} | {shown(getattr(paper, name))} |"
+            for name in type(pocket).model_fields if name not in ("sft", "dpo", "device", "seed")]
+    for name in type(pocket.sft).model_fields:
+        values = [getattr(part, name) for part in (pocket.sft, paper.sft, pocket.dpo, paper.dpo)]
+        if name not in ("seed", "checkpoint_every", "token_budget"):
+            rows.append(f"| `{name}` | {' | '.join(map(shown, values))} |")
+    assert [row for row in rows if f"\n{row}" not in page] == []
+
+
+def test_the_floors_table_names_every_module():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Floors\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")][1:]
+    named = {name for row in rows for name in re.findall(r"`([\w/]+)`", row)}
+    package = ROOT / "dialoom"
+    there = {str(path.relative_to(package).with_suffix("")) for path in package.rglob("*.py")}
+    there = {name for name in there if not name.endswith(("__init__", "__main__"))}
+    assert named == {name for name in there if not name.startswith("pocket/world/")} | {"pocket/world"}
+
+
+def signatures() -> Iterator[tuple[str, str, list[str]]]:
+    """(module, dotted name, parameters) of every line of a `python signatures` block."""
+    for block in blocks("text signatures"):
+        module = ""
+        for line in block.text.splitlines():
+            line = line.partition("  #")[0].rstrip()
+            if line.startswith("# "):
+                module = line[2:].removesuffix(".py").replace("/", ".")
+            elif found := SIGNATURE.match(line):
+                parts = [part.partition("=")[0].strip() for part in found[2].split(",")]
+                yield module, found[1], [part for part in parts if part and part != "*"]
+
+
+def test_the_signatures_of_the_design_page_are_the_real_ones():
+    given = list(signatures())
+    assert len(given) > 20
+    for module, name, parameters in given:
+        found: object = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        real = list(inspect.signature(found).parameters)  # type: ignore[arg-type]
+        assert parameters == [one for one in real if one not in ("self", "cls")], f"{module}.{name}"
