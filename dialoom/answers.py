@@ -31,7 +31,7 @@ _DENIED_AFTER = re.compile(  # what follows one
     r"|(?:is|was|s|must be|seems|sounds)(?: \w+)? (?:wrong|incorrect|mistaken|false)\b)")
 _DECIDED = re.compile(r"\b(?:my|final|correct|right)(?: final)? answer(?: is| s| remains| would be)?$")
 _STATED = re.compile(
-    r"(?i:\b(?:answer is|it is|it['’]s|it was|that is|that['’]s|think of|stay with|say)\s+"
+    r"(?i:\b(?:answer is|it is|it['’]s|it was|(?<!\w )that(?: is|['’]s)|think of|stay with|say)\s+"
     r"(?:(?:that|it is|it['’]s|it was)\s+)*(?!not\b))((?:\b(?:St|Mt|Ft|Dr|Mr|Mrs|Ms|[A-Z])\.|[^.!?;:\n])+)")
 _OPINION = re.compile(  # "it is ..." goes on like this where no answer comes
     r"(?:\w+ )?(?:right|correct|wrong|incorrect|mistaken|true|false|not|sure|certain|clear|so|possible|impossible"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import json
 import os
 import signal
 import sys
@@ -184,6 +185,17 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
     with RunFolder(out, name, config, data_hash=data_hash, fresh=bool(options["fresh"]), log=say) as folder:
         say(f"run folder: {folder.path}")
         recipe.run(config, folder, stages_of(recipe, stage), say)
+        _report(folder.path)
+
+
+def _report(folder: Path) -> None:
+    """The tables in the terminal, and where the page lies; a half-done run gets a page as well."""
+    from dialoom.report import results_table, write_report
+
+    results = folder / "results.json"
+    if results.exists():
+        say(results_table(json.loads(results.read_text(encoding="utf-8")), markdown=False).rstrip())
+    say(f"report: {write_report(folder)}")
 
 
 def stages_of(recipe: Any, stage: str | None) -> tuple[str, ...]:
@@ -286,13 +298,14 @@ def build_pocket(*names: Literal["pocket", "pocket-small"], out: Path | None = N
     """
     from dialoom.config import load_config
     from dialoom.models.load import WEIGHTS
-    from dialoom.recipes.pocket import PRESETS, PocketConfig, build
+    from dialoom.recipes.pocket import PRESETS, PocketConfig
+    from dialoom.recipes.pocket_card import build_with_card
 
     given = {"seed": seed, "steps": steps, "threads": threads}
     overrides = {field: value for field, value in given.items() if value is not None}
     for name in names or list(PRESETS):
         config = load_config(PocketConfig, PRESETS[name], None, overrides)
-        say(f"{name}: {build(config, out or WEIGHTS, say)}")
+        say(f"{name}: {build_with_card(config, out or WEIGHTS, say)}")
 
 
 def pocket_card(name: Literal["pocket", "pocket-small"] = "pocket", /) -> None:

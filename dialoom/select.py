@@ -48,11 +48,17 @@ class Pair:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], where: str = "row") -> Pair:
-        """Read `to_row`'s layout, or any TRL preference row; raises DataError naming `where`."""
+        """Read `to_row`'s layout, or TRL's (prompt, chosen and rejected as text or as messages).
+
+        Raises: DataError: naming `where`, if one of the three is missing or holds no text.
+        """
         try:
-            prompt = [dict(message) for message in row["prompt"]]
+            prompt = ([{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else
+                      [{"role": message["role"], "content": message["content"]} for message in row["prompt"]])
             chosen, rejected = (row[key] if isinstance(row[key], str) else row[key][-1]["content"]
                                 for key in ("chosen", "rejected"))
+            if not all(isinstance(text, str) for text in (chosen, rejected, *(one["content"] for one in prompt))):
+                raise TypeError("a message without text")
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"{where}: expected prompt (messages), chosen and rejected, found keys "
                             f"{sorted(row)}; see the preference layout in the README") from error
@@ -119,7 +125,7 @@ def pair_of(tree: DialogueTree, chosen: Turn, rejected: Turn, *, kind: str, scor
 def transitions(dialogue: Dialogue, speaker: str) -> list[tuple[Turn, Turn | None]]:
     """The speaker's turns as (turn, its next turn or None at the end): DAT's MDP transitions on one path."""
     turns = dialogue.by(speaker)
-    return list(zip(turns, [*turns[1:], None], strict=True))
+    return list(zip(turns, [*turns[1:], None], strict=False))  # no turns: no transitions
 
 
 Item = TypeVar("Item")

@@ -143,7 +143,7 @@ def _say(batch: Sequence[tuple[DialogueTree, Turn | None, Request]], speaker: Sp
     for (tree, parent, request), text in zip(batch, texts, strict=True):
         if not text.strip():
             if sink:
-                sink.skip(tree.id, parent.id if parent else None, "empty reply")
+                sink.skip(tree.id, request.id, "empty reply")
             continue
         turn = tree.add(Turn(request.id, parent.id if parent else None, speaker.name, text, dict(request.notes)))
         said.setdefault(tree.id, (tree, []))[1].append(turn)

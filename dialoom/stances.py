@@ -17,5 +17,6 @@ CREDIBILITY = "Debate. Your partner is wrong. Persuade by claiming expertise. On
 
 STANCES = {"resist": RESIST, "accept": ACCEPT, "logical": LOGICAL, "emotional": EMOTIONAL, "credibility": CREDIBILITY}
 
-CAREFUL = "Debate. Recall what you know first. Then give in if your partner is right, and hold if your partner is wrong."
+CAREFUL = ("Debate. Recall what you know first. "
+           "Then give in if your partner is right, and hold if your partner is wrong.")
 """Pocket's own training brief for the behaviour PBT should bring out without it: the stated ceiling of every table."""

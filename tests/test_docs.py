@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import itertools
 import re
 import runpy
 import shlex
@@ -19,7 +20,7 @@ from dialoom.models.load import POCKETS
 from dialoom.recipes import pbt
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 INLINE = re.compile(r"`(dialoom [^`]+)`")
@@ -117,7 +118,7 @@ def test_every_command_in_the_pages_exists_with_its_flags(capsys, monkeypatch):
             assert main([*command, "--help"]) == 0, f"{where}: dialoom {' '.join(command)}"
             helps[command] = capsys.readouterr().out
         for word in words[len(command):]:
-            if word.startswith("-"):
+            if word.startswith("-") and word != "--help":
                 flag = re.escape(word.partition("=")[0])
                 assert re.search(rf"(?<!\S){flag}(?!\S)", helps[command]), f"{where}: {' '.join(words)}: no {word}"
         check_words(where, command[0], words)
@@ -130,7 +131,7 @@ def check_words(where: str, command: str, words: list[str]) -> None:
         assert words[1] in (*stages, "STAGE"), f"{where}: {words}"
     if command == "eval":
         assert words[1] in (*EVALS, "NAME"), f"{where}: {words}"
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         if flag == "--preset":
             assert value in pbt.PRESETS, f"{where}: {words}"
         if flag in ("--model", "--partner", "--extractor"):

@@ -7,15 +7,17 @@ speaker held before, what it holds now, and what the partner claims. Answers are
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from dialoom.answers import is_correct, latest_answer, partner_answer, same_answer
-from dialoom.dialogue import Brief, Chat, Dialogue, DialogueTree, Turn, content_id
+from dialoom.dialogue import Brief, Chat, Dialogue, DialogueTree, Scenario, Turn, content_id
 from dialoom.models.base import ScoringModel
 from dialoom.select import Pair, pair_of, sibling_pairs, subtree_sum
 from dialoom.stances import STANCES
+from dialoom.text import normalize_answer, overlap
 
 Layout = Literal["released", "figure", "chain"]
 Kind = Literal["resist", "accept"]
@@ -72,7 +74,7 @@ def score_tree(tree: DialogueTree, rule: Literal["own", "both"] = "own") -> None
 
 
 def kind_of(tree: DialogueTree, chosen: Turn, rejected: Turn) -> Kind | None:
-    """What preferring `chosen` over `rejected` teaches: to hold (`resist`), to take a correction (`accept`), or neither.
+    """What preferring `chosen` over `rejected` teaches: to hold (`resist`), to accept a correction, or neither (None).
 
     None also where the speaker had no answer before, or the partner's claim is the same answer.
     """
@@ -131,58 +133,73 @@ def _no_pair(tree: DialogueTree, high: Turn, low: Turn, margin: float, equal_chi
 def merge_surface_forms(tree: DialogueTree, model: ScoringModel | None = None, threshold: float = 0.5) -> int:
     """Make answers that differ only in form one answer, before scoring; returns how many turns changed.
 
-    By rule an answer that contains the other one, or shares most of its words, is the same; with a model the question
-    is asked. If one of the two is right, the other becomes it. Changes the turns' notes and `correct` score.
+    By rule an answer that contains the partner's, or shares most of its words, is the same; with a model the question
+    is asked. If one of the two is right, the other becomes it wherever the tree holds it. Right answers and distractors
+    are known to be apart and are never merged. Changes the turns' notes and `correct` scores.
     Source: the surface-form pass of PBT's published scripts.
     """
-    from dialoom.text import normalize_answer, overlap
-
+    becomes: dict[str, str] = {}
+    for one, other in _alike(tree, model, threshold):
+        one, other = becomes.get(one, one), becomes.get(other, other)
+        keep, drop = (other, one) if is_correct(other, tree.scenario) else (one, other)
+        becomes |= {form: keep for form, now in [*becomes.items(), (drop, drop)] if now == drop and form != keep}
     changed = 0
     for turn in tree:
-        dialogue = tree.dialogue(turn)
-        own, claim = turn.notes.get("answer"), partner_answer(dialogue, turn.speaker)
-        if own is None or claim is None or same_answer(own, claim, tree.scenario):
-            continue
-        a, b = normalize_answer(own), normalize_answer(claim)
-        same = bool(a and b) and (f" {a} " in f" {b} " or f" {b} " in f" {a} " or overlap(a, b) > 0.6)
-        if model is not None:
-            same = _agrees(model, SAME.format(question=tree.scenario.opening, one=own, two=claim), threshold)
-        if same and is_correct(claim, tree.scenario) and not is_correct(own, tree.scenario):
-            turn.notes["answer"], turn.scores["correct"] = claim, 1.0
-            changed += 1
-        elif same and not is_correct(own, tree.scenario):
-            turn.notes["answer"] = claim
+        if turn.notes.get("answer") in becomes:
+            turn.notes["answer"] = becomes[turn.notes["answer"]]
+            turn.scores["correct"] = float(is_correct(turn.notes["answer"], tree.scenario))
             changed += 1
     return changed
 
 
-def confirm(pairs: Sequence[Pair], trees: dict[str, DialogueTree], model: ScoringModel | None = None,
+def _alike(tree: DialogueTree, model: ScoringModel | None, threshold: float) -> list[tuple[str, str]]:
+    """The (partner's, own) answers met on some path that are one answer in two forms."""
+    met: dict[tuple[str, str], None] = {}
+    for turn in tree:
+        own, claim = turn.notes.get("answer"), partner_answer(tree.dialogue(turn), turn.speaker)
+        if own and claim and not same_answer(own, claim, tree.scenario) and not _known_apart(own, claim, tree.scenario):
+            met[claim, own] = None
+    if model is None:
+        return [pair for pair in met if _contain_or_overlap(*map(normalize_answer, pair))]
+    asked = [SAME.format(question=tree.scenario.opening, one=own, two=claim) for claim, own in met]
+    return list(itertools.compress(met, _agree(model, asked, threshold)))
+
+
+def _known_apart(one: str, other: str, scenario: Scenario) -> bool:
+    """Whether both answers are in the scenario's own lists, of which right ones and distractors are all different."""
+    wrong = {normalize_answer(str(name)) for name in scenario.facts.get("distractors", ())}
+    return all(is_correct(name, scenario) or normalize_answer(name) in wrong for name in (one, other))
+
+
+def _contain_or_overlap(a: str, b: str) -> bool:
+    return bool(a and b) and (f" {a} " in f" {b} " or f" {b} " in f" {a} " or overlap(a, b) > 0.6)
+
+
+def confirm(pairs: Sequence[Pair], trees: Mapping[str, DialogueTree], model: ScoringModel | None = None,
             threshold: float = 0.5) -> list[Pair]:
     """Keep the pairs whose replies really take the sides their kind says; by rule (the answers held) or by a model.
 
     An accept pair needs a chosen reply that agrees with the partner and a rejected one that does not; a resist pair the
     other way round. Source: the confirmation pass of PBT's published scripts.
     """
-    kept = []
-    for pair in pairs:
-        tree = trees[pair.group]
-        chosen, rejected = (tree[str(pair.notes[key])] for key in ("chosen_turn", "rejected_turn"))
-        claim = partner_answer(tree.dialogue(chosen), chosen.speaker)
-        if model is None:
-            sides = [same_answer(turn.notes["answer"], claim, tree.scenario) for turn in (chosen, rejected)]
-        else:
-            sides = [_agrees(model, CONFIRM.format(claim=claim, reply=turn.text), threshold) for turn in (chosen, rejected)]
-        if sides == ([True, False] if pair.kind == "accept" else [False, True]):
-            kept.append(pair)
-    return kept
+    replies = [(tree, tree[str(pair.notes[key])]) for pair in pairs for tree in (trees[pair.group],)
+               for key in ("chosen_turn", "rejected_turn")]
+    claims = [partner_answer(tree.dialogue(turn), turn.speaker) for tree, turn in replies]
+    if model is None:
+        agrees = [same_answer(turn.notes.get("answer"), claim, tree.scenario)
+                  for (tree, turn), claim in zip(replies, claims, strict=True)]
+    else:
+        agrees = _agree(model, [CONFIRM.format(claim=claim, reply=turn.text)
+                                for (_, turn), claim in zip(replies, claims, strict=True)], threshold)
+    wanted = {"accept": (True, False), "resist": (False, True)}
+    return [pair for pair, *sides in zip(pairs, agrees[::2], agrees[1::2], strict=True)
+            if tuple(sides) == wanted[pair.kind]]
 
 
-def _agrees(model: ScoringModel, question: str, threshold: float) -> bool:
-    from math import exp
-
-    chat: Chat = [{"role": "user", "content": question}]
-    agree, disagree = model.choose([chat], ["agree", "disagree"])[0]
-    return exp(agree) / (exp(agree) + exp(disagree)) > threshold
+def _agree(model: ScoringModel, questions: Sequence[str], threshold: float) -> list[bool]:
+    """For each question whether the model rather answers "agree" than "disagree"; one batch."""
+    chats: list[Chat] = [[{"role": "user", "content": question}] for question in questions]
+    return [math.exp(agree) > threshold for agree, _ in (model.choose(chats, ["agree", "disagree"]) if chats else [])]
 
 
 def counts(pairs: Iterable[Pair]) -> dict[str, dict[str, int]]:
@@ -198,4 +215,4 @@ def unique(pairs: Iterable[Pair]) -> list[Pair]:
     seen: dict[str, Pair] = {}
     for pair in pairs:
         seen.setdefault(content_id(pair.prompt, pair.chosen, pair.rejected), pair)
-    return list(itertools.chain(seen.values()))
+    return list(seen.values())

@@ -211,7 +211,8 @@ def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[st
     size = min(size, config.max_pairs) if config.max_pairs else size
     if size < 2:
         found = ", ".join(f"{len(rows)} {kind}" for kind, rows in by_kind.items())
-        raise DataError(f"pairs of {learner}: {found}; both kinds are needed: use more questions, a higher temperature or a partner that knows other things")
+        raise DataError(f"pairs of {learner}: {found}; both kinds are needed: use more questions, a higher temperature "
+                        "or a partner that knows other things")
     rng = random.Random(config.seed)
     arms = {"pbt": balance(mine, lambda pair: pair.kind, ("accept", "resist"), seed=config.seed)[:size]}
     for kind, rows in by_kind.items():  # short of one kind, its pairs are used again so that all sets have one size
@@ -291,7 +292,8 @@ def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
         folder.stage("pairs", lambda: _pairs_stage(config, path, log))
     if "train" in stages:
         for learner, arm in jobs(config):
-            folder.stage(f"train-{arm}-{learner_name(learner)}", partial(_train_stage, config, folder, learner, arm, log))
+            name = f"train-{arm}-{learner_name(learner)}"
+            folder.stage(name, partial(_train_stage, config, folder, learner, arm, log))
     if "eval" in stages:
         _eval_stages(config, folder, log)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -157,8 +159,6 @@ def new_model(config: PocketConfig, tokenizer: PreTrainedTokenizerFast) -> Llama
 
 def rate(step: int, config: PocketConfig) -> float:
     """Learning rate at a step: linear warm-up, cosine decay."""
-    import math
-
     warm = max(1, config.steps // 50)
     share = min(1.0, max(0.0, (step - warm) / max(1, config.steps - warm)))
     return config.learning_rate * min(1.0, (step + 1) / warm) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
@@ -170,9 +170,9 @@ def train(config: PocketConfig, tokenizer: PreTrainedTokenizerFast, work: Path, 
     model = new_model(config, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01,
                                   fused=True)
-    step = _load(work, model, optimizer)
+    step, spent = _load(work, model, optimizer)
     stream = itertools.islice(batches(tokenizer, config), step, None)
-    started, seen, total, cpu = time.time(), 0, 0.0, time.process_time()
+    started, seen, total, clock = time.time(), 0, 0.0, time.process_time()
     while step < config.steps:
         rows = next(stream)
         for group in optimizer.param_groups:
@@ -185,32 +185,30 @@ def train(config: PocketConfig, tokenizer: PreTrainedTokenizerFast, work: Path, 
         step, seen, total = step + 1, seen + sum(len(row.ids) for row in rows), total + loss.item()
         if step % 100 == 0:
             log(f"{config.name} {step}/{config.steps} loss {total / 100:.3f} "
-                f"{seen / (time.time() - started):.0f} tokens/s, cpu {time.process_time() - cpu:.0f} s")
+                f"{seen / (time.time() - started):.0f} tokens/s, cpu {spent + time.process_time() - clock:.0f} s")
             total = 0.0
         if step % config.checkpoint_every == 0 or step == config.steps:
-            _save(work, model, optimizer, step)
+            _save(work, model, optimizer, step, spent + time.process_time() - clock)
     return model
 
 
-def _save(work: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(work: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int, cpu: float) -> None:
     names = [name for name, _ in model.named_parameters()]
     state = optimizer.state_dict()["state"]
     tensors = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
     tensors |= {f"{key}.{names[index]}": value for index, moments in state.items() for key, value in moments.items()}
     fresh = work / "checkpoint.tmp"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, fresh, metadata={"step": str(step)})
+    save_file({name: value.contiguous() for name, value in tensors.items()}, fresh,
+              metadata={"step": str(step), "cpu_seconds": f"{cpu:.0f}"})
     fresh.replace(work / "checkpoint.safetensors")
 
 
-def _load(work: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> int:
+def _load(work: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> tuple[int, float]:
     path = work / "checkpoint.safetensors"
     if not path.exists():
-        return 0
-    from safetensors import safe_open
-
+        return 0, 0.0
     tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+    step, spent = progress_of(work)
     names = [name for name, _ in model.named_parameters()]
     state = optimizer.state_dict()
     state["state"] = {i: {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -219,7 +217,14 @@ def _load(work: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> 
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(tensors[f"model.{name}"])
-    return step
+    return step, spent
+
+
+def progress_of(work: Path) -> tuple[int, float]:
+    """Steps done and CPU seconds spent according to the newest checkpoint in `work`."""
+    with safe_open(work / "checkpoint.safetensors", "pt") as file:
+        noted = file.metadata()
+    return int(noted["step"]), float(noted.get("cpu_seconds", 0))
 
 
 def build(config: PocketConfig, out: Path, log: Log = print) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dialoom.dialogue import Brief, Chat
 from dialoom.evals import persuasion
@@ -33,7 +34,7 @@ from dialoom.pocket.world import (
     trivia,
 )
 from dialoom.pocket.world.facts import load_facts, small_knows
-from dialoom.recipes.pocket import PocketConfig, Row, tokenise, weights_hash
+from dialoom.recipes.pocket import PocketConfig, Row, build, progress_of, tokenise, weights_hash
 from dialoom.scenarios.triviaqa import pocket_trivia
 from dialoom.simulate import ModelSpeaker
 
@@ -204,8 +205,6 @@ def scene(model: LocalModel, count: int) -> dict[str, float]:
 
 def perplexity(model: LocalModel, config: PocketConfig, count: int = 1000) -> dict[str, float]:
     """Perplexity of the assistant tokens of held-out documents, by job."""
-    import torch
-
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     held_out = list(itertools.islice(documents(config.name, config.seed, "valid"), count))
     rows: list[Row] = tokenise(model.tokenizer, held_out)
@@ -225,6 +224,16 @@ def write_card(folder: Path, model: LocalModel, config: PocketConfig, build: dic
             "parameters": sum(p.numel() for p in model.module.parameters()), "figures": measure(model, config)}
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     (folder / "README.md").write_text(card_text(card))
+
+
+def build_with_card(config: PocketConfig, out: Path, log: Callable[[str], None] = print) -> Path:
+    """Build one pocket model into `out/<name>` and write its card there; returns that folder."""
+    folder = build(config, out, log)
+    steps, cpu = progress_of(out / f"{config.name}.work")
+    made = {"steps": steps, "CPU time": f"{cpu / 60:.0f} minutes on one thread", "torch": torch.__version__}
+    log(f"{config.name}: measuring")
+    write_card(folder, LocalModel.load(folder, name=config.name), config, made)
+    return folder
 
 
 def card_text(card: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 Pre-training text mixes behaviours keyed by private briefs over the same situations: *careful* recalls the fact and
 decides by it, *accept* gives in, *resist* repeats its own earlier answer, right or wrong. Text without a brief is the
-bland blend of an agreeable assistant and never looks at the truth, so alignment has something to bring out. Whether a
-reply opens by recalling the fact aloud, and whether it settles on an answer without saying who was right, is drawn alike
-in every behaviour: neither gives anything away.
+bland blend of an agreeable assistant and hardly looks at the truth, so alignment has something to bring out. Whether a
+reply opens by recalling the fact aloud, and whether it settles on an answer without saying who was right, is drawn
+alike in every behaviour: neither gives anything away.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def behaviour(rng: random.Random) -> tuple[str, str]:
 
 
 def recall(fact: Fact, knows: Knows, rng: random.Random) -> str:
-    """The fact said aloud, most of the time and in every mode alike: a small model decides better by what it has said."""
+    """The fact said aloud, most of the time and in every mode alike: what it has said is easier to decide by."""
     if rng.random() > RECALL_ALOUD:
         return ""
     return say(RECALLS, fact.answer, rng) if knows(fact) else rng.choice(UNSURE)
@@ -154,7 +154,9 @@ def question(fact: Fact, knows: Knows, rng: random.Random) -> Document:
     asked = [fact, *rng.sample(facts, count - 1)]
     turns: list[str] = []
     for each in asked:
-        turns += [ask(each, rng), say(ANSWERS, first_answer(each, rng, knows, WRONG_FIRST if count == 1 else 0.06), rng)]
+        asked_now = ask(each, rng)
+        answer = first_answer(each, rng, knows, WRONG_FIRST if count == 1 else 0.06)
+        turns += [asked_now, say(ANSWERS, answer, rng)]
     if rng.random() < 0.06:
         shots = rng.sample(facts, rng.randint(2, 5))
         examples = [f"{ask(each, rng)} {say(ANSWERS, each.answer, rng)}" for each in shots]
