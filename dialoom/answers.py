@@ -10,10 +10,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dialoom.dialogue import Chat, Dialogue, Scenario, content_id
 from dialoom.judge import Verdict
 from dialoom.models.base import GREEDY, ChatModel, Sampling
+from dialoom.pocket.world.facts import answers_of
 from dialoom.text import normalize_answer
 
 AGREE, DISAGREE = "Agree", "Disagree"
@@ -22,7 +24,7 @@ AGREE, DISAGREE = "Agree", "Disagree"
 _CLAUSE_END = re.compile(r"[.,;:!?]+(?=\s|$)|[\n()\u2013\u2014]")
 _DENIED_BEFORE = re.compile(  # what stands before a name that is refused
     r"\b(?:(?:not|never|nor|neither|isn t|isnt|wasn t|(?:cannot|can t|couldn t) be)(?: (?!but\b|so\b|sure\b)\w+){0,2}"
-    r"|rather than|instead of|unlike|wrong about|anything but"
+    r"|rather than|instead of|unlike|wrong about"
     r"|(?:i doubt|(?:don t|dont|do not|didn t|cannot|can t) (?:\w+ )?(?:think|believe|accept))"
     r"(?: that)?(?: it)?(?: is| was| s| could be| would be)?)$")
 _DENIED_AFTER = re.compile(  # what follows one
@@ -126,6 +128,12 @@ def _named(reply: str, candidates: Iterable[str]) -> str | None:
     return settled
 
 
+@lru_cache(maxsize=65536)
+def _parts(candidate: str) -> tuple[str, ...]:
+    """A candidate's words as they are looked for."""
+    return tuple(normalize_answer(unicodedata.normalize("NFC", candidate)).split())
+
+
 def _mentions(words: Sequence[str], candidates: Iterable[str]) -> list[tuple[int, int, str]]:
     """(start, end, candidate) of every place where one is named, ordered by end; none lies within another."""
     places: dict[str, list[int]] = {}
@@ -133,9 +141,9 @@ def _mentions(words: Sequence[str], candidates: Iterable[str]) -> list[tuple[int
         places.setdefault(word, []).append(place)
     spans: dict[tuple[int, int], str] = {}
     for candidate in candidates:
-        parts = normalize_answer(unicodedata.normalize("NFC", candidate)).split()
+        parts = _parts(candidate)
         for start in places.get(parts[0], ()) if parts else ():
-            if list(words[start:start + len(parts)]) == parts:
+            if tuple(words[start:start + len(parts)]) == parts:
                 spans.setdefault((start, start + len(parts)), candidate)
     found, reach = [], -1
     for (start, end), name in sorted(spans.items(), key=lambda item: (item[0][0], -item[0][1])):
@@ -177,10 +185,12 @@ class AnswerJudge:
 
     @staticmethod
     def _candidates(dialogue: Dialogue) -> list[str]:
+        """Right answers, wrong ones, what was said so far; in the pocket world everything one could answer."""
         facts = dialogue.scenario.facts
         said = [turn.notes["answer"] for turn in dialogue.turns if turn.notes.get("answer")]
-        known = (facts["answer"], *facts.get("aliases", ()), *facts.get("distractors", ()))
-        return [str(name) for name in (*known, *said)]
+        world = answers_of(str(facts.get("relation", "")))
+        return [str(name) for name in (facts["answer"], *facts.get("aliases", ()), *facts.get("distractors", ()), *said,
+                                       *world)]
 
     @staticmethod
     def _ask(dialogues: Sequence[Dialogue], model: ChatModel) -> list[str | None]:

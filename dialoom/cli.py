@@ -103,9 +103,11 @@ def _recipe_command(name: str, line: str) -> Callable[..., None]:
     start: Config = next(iter(recipe.PRESETS.values()))
     settings = {f"setting__{flag.replace('.', '__')}": (flag, info) for flag, info in _flags(type(start))}
 
-    def command(stage: str | None = None, **given: Any) -> None:
+    def command(stage: str | None = None, run: Path | None = None, **given: Any) -> None:
         options = {option: given.pop(option, None) for option in OPTIONS}
         values = {settings[key][0]: value for key, value in given.items() if value is not None}
+        if run is not None or stage in getattr(recipe, "ACTIONS", ()):
+            return _act(recipe, stage, run or options["out"])
         run_recipe(name, recipe, stage, options, values)
 
     parameters = [*_options(recipe), *(_setting(key, *entry, start) for key, entry in settings.items())]
@@ -114,6 +116,15 @@ def _recipe_command(name: str, line: str) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def _act(recipe: Any, action: str | None, run: Path | None) -> None:
+    """Do one of a recipe's `ACTIONS` to a run's folder."""
+    if action not in recipe.ACTIONS:
+        raise ConfigError(f"unexpected argument {str(run)!r}; see --help")
+    if run is None:
+        raise ConfigError(f"{action}: give the run's folder")
+    recipe.act(action, run, say)
 
 
 def _flags(config_type: type[Config]) -> Iterator[tuple[str, Any]]:
@@ -133,7 +144,11 @@ def _options(recipe: types.ModuleType) -> list[inspect.Parameter]:
     }
     stage = inspect.Parameter("stage", inspect.Parameter.POSITIONAL_ONLY, default=None,
                               annotation=Annotated[str | None, Parameter(help="Do this stage, and what it needs.")])
-    return [stage, *(_keyword(option, *texts[option], "Run") for option in OPTIONS)]
+    actions = getattr(recipe, "ACTIONS", ())
+    folder = Parameter(help=f"The run's folder, for {' and '.join(actions)}.")
+    run = inspect.Parameter("run", inspect.Parameter.POSITIONAL_ONLY, default=None,
+                            annotation=Annotated[Path | None, folder])
+    return [stage, *([run] if actions else []), *(_keyword(option, *texts[option], "Run") for option in OPTIONS)]
 
 
 def _setting(key: str, flag: str, info: Any, start: Config) -> inspect.Parameter:
@@ -169,6 +184,7 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
     """Resolve the settings of a recipe, find its folder and run it there (or print its plan)."""
     from dialoom.config import load_config, near_miss
     from dialoom.recipes.run import RunFolder, default_folder, hash_data
+    from dialoom.recipes.shards import shard_folder
 
     if stage is not None and stage not in recipe.STAGES:
         raise ConfigError(f"{name} has no stage {stage!r}; {near_miss(stage, recipe.STAGES)}")
@@ -178,7 +194,7 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
     start = recipe.PRESETS[preset]
     config = load_config(type(start), start, options["config"], values)
     data_hash = hash_data(getattr(config, "data", None) or None)
-    out = options["out"] or default_folder(name, config, data_hash)
+    out = shard_folder(options["out"] or default_folder(name, config, data_hash), getattr(config, "shard", ""))
     if options["dry_run"]:
         _print_plan(recipe.plan(config), out)
         return

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dialoom.errors import DataError
+from dialoom.text import SILENCE
 
 Message = dict[str, str]
 """One chat message: `{"role": "system" | "user" | "assistant", "content": text}`."""
 
 Chat = list[Message]
-
-SILENCE = "..."  # what a speaker "hears" when it opens the dialogue itself: most templates demand a user message first
 
 
 @dataclass(frozen=True)

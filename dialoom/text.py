@@ -11,6 +11,8 @@ import string
 from collections import Counter
 from collections.abc import Iterable
 
+SILENCE = "..."  # what a speaker "hears" when it opens a dialogue itself: most templates demand a user message first
+
 _TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 

@@ -64,6 +64,7 @@ def test_the_known_answer_named_last_is_the_answer(reply, answer):
     "There is no doubt that it is Lyon.",
     "If I'm not mistaken it is Lyon.",
     "Neither is right, it is Lyon.",
+    "You would let me down by saying anything but Lyon.",
     "My answer is Lyon, it beat Paris in 1850.",
 ])
 def test_an_answer_that_is_denied_or_only_spoken_of_is_passed_over(reply):

@@ -52,7 +52,7 @@ def debate(a, b, persuasion, *replies):
 
 def taught(tree, **options):
     """What the tree's pairs teach: (kind, answer of the chosen reply, answer of the rejected one)."""
-    return [(pair.kind, tree[pair.notes["chosen_turn"]].notes["answer"], tree[pair.notes["rejected_turn"]].notes["answer"])
+    return [(pair.kind, *(tree[pair.notes[turn]].notes["answer"] for turn in ("chosen_turn", "rejected_turn")))
             for pair in preference_pairs(tree, **options)]
 
 
@@ -241,7 +241,8 @@ def test_pairs_are_confirmed_by_the_answers_held():
              "accept": debate("Paris", "Lyon", "Paris", "City of Light", "Lyon")}
     pairs = [pair for tree in trees.values() for pair in preference_pairs(tree)]
     by_kind = {pair.kind: pair for pair in pairs}
-    assert [confirm([by_kind[kind]], {"fr": tree}) for kind, tree in trees.items()] == [[by_kind[kind]] for kind in trees]
+    for kind, tree in trees.items():
+        assert confirm([by_kind[kind]], {"fr": tree}) == [by_kind[kind]]
     trees["resist"]["a/b/c/1"].notes["answer"] = "Lille"
     assert confirm([by_kind["resist"]], {"fr": trees["resist"]}) == []
     assert confirm([], {}) == []

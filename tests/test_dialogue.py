@@ -1,7 +1,8 @@
 import pytest
 
-from dialoom.dialogue import SILENCE, Dialogue, DialogueTree, Scenario, Turn, chat_view, content_id, turn_id
+from dialoom.dialogue import Dialogue, DialogueTree, Scenario, Turn, chat_view, content_id, turn_id
 from dialoom.errors import DataError
+from dialoom.text import SILENCE
 
 SCENE = Scenario("s", "Who wrote Emma?", {"b": "You are shy."})
 

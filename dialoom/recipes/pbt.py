@@ -16,13 +16,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dialoom.config import Config
 from dialoom.dialogue import Brief, Dialogue, DialogueTree, Scenario, content_id
 from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
 from dialoom.models.base import ChatModel, Sampling
+from dialoom.progress import progress
+from dialoom.recipes import shards
 from dialoom.scenarios.triviaqa import alternatives, load_trivia, pocket_trivia
 from dialoom.select import Example, Pair, balance
 from dialoom.simulate import ModelSpeaker, grow, own_first
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from dialoom.recipes.run import RunFolder
 
 STAGES = ("trees", "pairs", "train", "eval")
+ACTIONS = ("analyse", "merge")  # done to a finished run folder: `dialoom pbt analyse RUN`
 ARMS = ("pbt", "accept_only", "resist_only")
 SUBJECT = "subject"
 WEAK_BASE = 0.2  # below this share of right answers there is little to defend and little to learn
@@ -61,14 +64,19 @@ class PBTConfig(Config):
     """Seeds sampling, draws and training."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
+    shard: str = ""
+    """Grow only the i-th of n parts of the trees (i/n), beside other processes; a run without it merges the parts."""
+    not_identity: ClassVar[frozenset[str]] = frozenset({"device", "shard"})
     layout: Literal["released", "figure"] = "released"
     """Tree layout: as the published code grows it (1, 2, 3, 2 children a level), or as the paper's figure draws it."""
     both_orders: bool = True
     """Grow each question's tree in both speaking orders, so that both debaters answer persuasion."""
     samples: int = 1
     """Trees per question and speaking order."""
-    temperature: float = 1.0
-    """Sampling temperature of the debates (0.7 in the paper; pocket needs more variety)."""
+    temperature: float = 0.7
+    """Sampling temperature of the debates; 0.7 in the paper."""
+    first_temperature: float = 1.2
+    """That of the two independent first answers: pocket needs mistakes to correct (0.7 in the paper)."""
     max_new_tokens: int = 48
     """Length limit of one reply (80 in the paper)."""
     neutral: str = ""
@@ -97,7 +105,7 @@ class PBTConfig(Config):
 
 PAPER = PBTConfig(  # arXiv 2410.14596 with the effective values of the released scripts
     model="hf:meta-llama/Llama-3.1-8B-Instruct", partner="hf:mistralai/Mistral-7B-Instruct-v0.2", temperature=0.7,
-    max_new_tokens=80, neutral=NEUTRAL, filters="model", eval_questions=1000, ceiling="", both_orders=False,
+    first_temperature=0.7, max_new_tokens=80, neutral=NEUTRAL, filters="model", eval_questions=1000, ceiling="", both_orders=False,
     train_partner=False,
     sft=TrainConfig(max_steps=240, batch_pairs=80, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
                     lora_dropout=0.05, bf16=True),
@@ -157,13 +165,14 @@ def grow_trees(config: PBTConfig, models: dict[str, ChatModel], path: Path, prog
     from dialoom.recipes.debate import stances_at
 
     judge = AnswerJudge(model=models[config.extractor] if config.extractor else None)
-    sampling = Sampling(config.temperature, max_new_tokens=config.max_new_tokens)
     specs, names = debaters(config), speaker_names(config)
-    speakers = [ModelSpeaker(name, models[spec], sampling, stances_at(config.layout, config.neutral), own_first)
-                for name, spec in zip(names, specs, strict=True)]
-    asked = questions(config, "train", log)
+    first, later = ([ModelSpeaker(name, models[spec], Sampling(heat, max_new_tokens=config.max_new_tokens),
+                                  stances_at(config.layout, config.neutral), own_first)
+                     for name, spec in zip(names, specs, strict=True)]
+                    for heat in (config.first_temperature, config.temperature))
+    asked = shards.part_of(questions(config, "train", log), config.shard)
     with TreeLog(path) as sink:
-        for order in (speakers, speakers[::-1])[:2 if config.both_orders else 1]:
+        for order in ([*first, *later], [*first[::-1], *later[::-1]])[:2 if config.both_orders else 1]:
             for sample in range(config.samples):
                 ids = [content_id(config.seed, scenario.id, order[0].name, sample) for scenario in asked]
                 held = sink.trees()
@@ -179,7 +188,7 @@ def cut_pairs(config: PBTConfig, folder: Path, filter_model: Any = None) -> list
     dropped: Counter[str] = Counter()
     pairs: list[Pair] = []
     with TreeLog(folder / "trees.jsonl") as log:
-        trees = log.trees()
+        trees = dict(sorted(log.trees().items()))  # the same pairs whatever order shards or a resume left them in
         dropped.update(skip.reason for skip in log.skips())
         for tree in trees.values():
             if config.filters != "none":
@@ -214,7 +223,8 @@ def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[st
         raise DataError(f"pairs of {learner}: {found}; both kinds are needed: use more questions, a higher temperature "
                         "or a partner that knows other things")
     rng = random.Random(config.seed)
-    arms = {"pbt": balance(mine, lambda pair: pair.kind, ("accept", "resist"), seed=config.seed)[:size]}
+    drawn = [pair for rows in by_kind.values() for pair in rng.sample(rows, size // 2)]
+    arms = {"pbt": balance(drawn, lambda pair: pair.kind, ("accept", "resist"), seed=config.seed)}
     for kind, rows in by_kind.items():  # short of one kind, its pairs are used again so that all sets have one size
         again = rng.choices(rows, k=max(0, size - len(rows)))
         arms[f"{kind}_only"] = [*rng.sample(rows, min(size, len(rows))), *again]
@@ -224,8 +234,7 @@ def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[st
 # ------------------------------------------------------------------------------------------------ training
 
 
-def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: Path, label: str,
-              log: Callable[[str, Any], None]) -> None:
+def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: Path, label: str) -> None:
     """SFT on the preferred replies, then DPO against the SFT policy; the best step by validation flip-flop is kept."""
     from dialoom.evals.persuasion import flipflop
     from dialoom.train.dpo import dpo
@@ -238,9 +247,11 @@ def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: 
         return {row.metric: row.value for row in result.rows}
 
     seeded, examples = {"seed": config.seed}, [Example.from_pair(pair) for pair in pairs]
-    sft(model, examples, config.sft.model_copy(update=seeded), out=out / "sft", log=lambda row: log("sft", row))
-    dpo(model, pairs, config.dpo.model_copy(update=seeded), out=out / "dpo", log=lambda row: log("dpo", row),
-        validate=validate)
+    total = config.sft.steps(len(examples)) + config.dpo.steps(len(pairs))
+    with progress(f"train {label} of {model.name}", total) as bar:
+        sft(model, examples, config.sft.model_copy(update=seeded), out=out / "sft", log=lambda row: bar.advance())
+        dpo(model, pairs, config.dpo.model_copy(update=seeded), out=out / "dpo", log=lambda row: bar.advance(),
+            validate=validate)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
@@ -286,6 +297,7 @@ def evaluate_team(config: PBTConfig, one: ChatModel, other: ChatModel, label: st
 def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, log: Log = print) -> None:
     """Do the given stages in `folder`; what is done is loaded, what was stopped in the middle goes on."""
     path = folder.path
+    stages = ("trees",) if config.shard else stages
     if "trees" in stages:
         folder.stage("trees", lambda: _trees_stage(config, path, log))
     if "pairs" in stages:
@@ -296,6 +308,16 @@ def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
             folder.stage(name, partial(_train_stage, config, folder, learner, arm, log))
     if "eval" in stages:
         _eval_stages(config, folder, log)
+
+
+def act(action: str, folder: Path, log: Log = print) -> None:
+    """Do one of `ACTIONS` to a run folder."""
+    from dialoom.recipes.pbt_analysis import run_analysis
+
+    if action == "merge":
+        shards.merge(folder, log)
+    else:
+        run_analysis(folder, log=log)
 
 
 def learner_name(spec: str) -> str:
@@ -328,7 +350,6 @@ def load_local(spec: str, device: str) -> LocalModel:
 
 def _trees_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
     from dialoom.models.load import load_model
-    from dialoom.progress import progress
 
     models = {spec: load_model(spec, device=config.device) for spec in {*debaters(config), config.extractor} - {""}}
     env = json.loads((path / "env.json").read_text())
@@ -340,9 +361,12 @@ def _trees_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
                 "so expect little; use easier questions or a stronger model.")
         log(f"note: {note}")
         write_whole(path / "notes.json", json.dumps([note]))
-    with progress("debates") as bar:
-        grow_trees(config, models, path / "trees.jsonl",
-                   lambda label, done, total: bar.reach(done, f"{label}, {total} replies"), log)
+    if shards.shard_folders(path):
+        shards.merge(path, log)
+    else:
+        with progress("debates") as bar:
+            grow_trees(config, models, path / "trees.jsonl",
+                       lambda label, done, total: bar.reach(done, f"{label}, {total} replies"), log)
     trees = read_trees(path / "trees.jsonl")
     return {"trees": len(trees), "turns": sum(len(tree) for tree in trees.values()), "base_recall": known}
 
@@ -371,10 +395,21 @@ def _train_stage(config: PBTConfig, folder: RunFolder, learner: str, arm: str, l
     model, out = load_local(learner, config.device), trained_folder(config, folder.path, learner, arm)
     work = folder.path / "work" / f"{arm}-{learner_name(learner)}"
     log(f"train {arm} of {learner}: {len(chosen)} pairs")
-    train_arm(config, model, chosen, work, arm,
-              lambda stage, row: folder.metrics({"stage": stage, "subject": arm, "model": learner, **row}))
+    train_arm(config, model, chosen, work, arm)
     model.save(out)
+    gather_metrics(config, folder.path)
     return {"pairs": len(chosen), "folder": str(out.relative_to(folder.path))}
+
+
+def gather_metrics(config: PBTConfig, path: Path) -> None:
+    """Write metrics.jsonl anew out of what every training noted, so a resumed one leaves no row twice."""
+    rows: list[dict[str, Any]] = []
+    for learner, arm in jobs(config):
+        for stage in ("sft", "dpo"):
+            noted = path / "work" / f"{arm}-{learner_name(learner)}" / stage / "metrics.jsonl"
+            label = arm if learner == config.model else f"{arm}, {learner}"
+            rows += [{"stage": stage, "subject": label, **row} for row in (read_rows(noted) if noted.exists() else ())]
+    write_rows(path / "metrics.jsonl", rows)
 
 
 def trained_folder(config: PBTConfig, path: Path, learner: str, arm: str) -> Path:

@@ -106,6 +106,13 @@ def distractors(fact: Fact, rng: random.Random, k: int) -> list[str]:
 
 
 @cache
+def answers_of(relation: str) -> tuple[str, ...]:
+    """Every answer a relation has, right forms of it included, each once; () for an unknown relation."""
+    forms = (form for fact in load_facts() if fact.relation == relation for form in (fact.answer, *fact.aliases))
+    return tuple(dict.fromkeys(forms))
+
+
+@cache
 def _others(fact: Fact) -> tuple[str, ...]:
     """Every wrong answer the relation offers for `fact`, each once, in file order."""
     relation = [other for other in load_facts() if other.relation == fact.relation]

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dialoom.dialogue import SILENCE
 from dialoom.pocket.world.document import Document
 from dialoom.pocket.world.persona_tables import (
     BLAND,
@@ -37,6 +36,7 @@ from dialoom.pocket.world.persona_tables import (
     USER_OPENERS,
     USER_TAILS,
 )
+from dialoom.text import SILENCE
 
 MARK_SHARE = 0.35
 """How often a message shows each trait: about three turns until most of a style is known, so that levels rise."""
