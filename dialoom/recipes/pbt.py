@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 STAGES = ("trees", "pairs", "train", "eval")
 ACTIONS = ("analyse", "merge")  # done to a finished run folder: `dialoom pbt analyse RUN`
-ARMS = ("pbt", "accept_only", "resist_only")
+ARMS = {"pbt": "overall", "accept_only": "accept", "resist_only": "resist"}
+"""Training sets, and what picks the best checkpoint: validation items of the kinds the set itself holds."""
 SUBJECT = "subject"
 WEAK_BASE = 0.2  # below this share of right answers there is little to defend and little to learn
 
@@ -99,18 +100,18 @@ class PBTConfig(Config):
     """Brief of the `briefed` row, the stated ceiling; empty leaves the row out."""
     sft: TrainConfig = TrainConfig(epochs=1, lr=1e-4, batch_pairs=24)
     """Supervised fine-tuning on the preferred replies."""
-    dpo: TrainConfig = TrainConfig(epochs=3, lr=1e-4, batch_pairs=24, beta=0.1, nll_weight=1.0, watch="overall")
-    """Direct preference optimisation."""
+    dpo: TrainConfig = TrainConfig(epochs=6, lr=3e-4, batch_pairs=24, beta=0.1, nll_weight=0.3)
+    """Direct preference optimisation; rate, epochs and likelihood term were chosen on the validation questions."""
 
 
 PAPER = PBTConfig(  # arXiv 2410.14596 with the effective values of the released scripts
-    model="hf:meta-llama/Llama-3.1-8B-Instruct", partner="hf:mistralai/Mistral-7B-Instruct-v0.2", temperature=0.7,
-    first_temperature=0.7, max_new_tokens=80, neutral=NEUTRAL, filters="model", eval_questions=1000, ceiling="", both_orders=False,
-    train_partner=False,
+    model="hf:meta-llama/Llama-3.1-8B-Instruct", partner="hf:mistralai/Mistral-7B-Instruct-v0.2", train_partner=False,
+    both_orders=False, temperature=0.7, first_temperature=0.7, max_new_tokens=80, neutral=NEUTRAL, filters="model",
+    eval_questions=1000, ceiling="",
     sft=TrainConfig(max_steps=240, batch_pairs=80, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
                     lora_dropout=0.05, bf16=True),
     dpo=TrainConfig(epochs=5, batch_pairs=35, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
-                    lora_dropout=0.05, beta=0.1, nll_weight=0.0, bf16=True, watch="overall"))
+                    lora_dropout=0.05, beta=0.1, nll_weight=0.0, bf16=True))
 PRESETS = {"pocket": PBTConfig(), "paper": PAPER}
 
 
@@ -235,7 +236,10 @@ def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[st
 
 
 def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: Path, label: str) -> None:
-    """SFT on the preferred replies, then DPO against the SFT policy; the best step by validation flip-flop is kept."""
+    """SFT on the preferred replies, then DPO against the SFT policy; the best step by validation flip-flop is kept.
+
+    A one-sided arm is validated on its own side only: it has no data of the other one.
+    """
     from dialoom.evals.persuasion import flipflop
     from dialoom.train.dpo import dpo
     from dialoom.train.sft import sft
@@ -250,8 +254,8 @@ def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: 
     total = config.sft.steps(len(examples)) + config.dpo.steps(len(pairs))
     with progress(f"train {label} of {model.name}", total) as bar:
         sft(model, examples, config.sft.model_copy(update=seeded), out=out / "sft", log=lambda row: bar.advance())
-        dpo(model, pairs, config.dpo.model_copy(update=seeded), out=out / "dpo", log=lambda row: bar.advance(),
-            validate=validate)
+        watching = config.dpo.model_copy(update={**seeded, "watch": ARMS[label]})
+        dpo(model, pairs, watching, out=out / "dpo", log=lambda row: bar.advance(), validate=validate)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
