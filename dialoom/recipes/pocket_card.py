@@ -50,7 +50,7 @@ and their preferences, writing in styles, follow-up questions, bargaining and gu
 Dialoom's methods can be watched in minutes on a laptop. It knows nothing else and is of no use for real tasks.
 
 - weights: `{weights}`, seed {seed}
-- made by `dialoom pocket build --name {name}` from the grammar and the fact tables in the repository
+- made by `dialoom pocket build {name}` from the grammar and the fact tables in the repository
 {made}
 ## What it can do
 
