@@ -12,6 +12,7 @@ import importlib.metadata
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import types
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 RECIPES = {"pbt": "Debate trees teach when to give in and when to hold (arXiv 2410.14596)."}
 OPTIONS = ("preset", "config", "out", "fresh", "dry_run")  # what every recipe has besides its own settings
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 FAILED, STOPPED, TERMINATED = 2, 130, 143
 
 
@@ -120,8 +122,12 @@ def _recipe_command(name: str, line: str) -> Callable[..., None]:
 
 def _act(recipe: Any, action: str | None, run: Path | None) -> None:
     """Do one of a recipe's `ACTIONS` to a run's folder."""
+    from dialoom.config import near_miss
+
+    if action in recipe.STAGES:
+        raise ConfigError(f"unexpected argument {str(run)!r}: a stage takes no folder, --out names it")
     if action not in recipe.ACTIONS:
-        raise ConfigError(f"unexpected argument {str(run)!r}; see --help")
+        raise ConfigError(f"no stage or action {action!r}; {near_miss(str(action), (*recipe.STAGES, *recipe.ACTIONS))}")
     if run is None:
         raise ConfigError(f"{action}: give the run's folder")
     recipe.act(action, run, say)
@@ -193,6 +199,7 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
         raise ConfigError(f"{name} has no preset {preset!r}; {near_miss(preset, recipe.PRESETS)}")
     start = recipe.PRESETS[preset]
     config = load_config(type(start), start, options["config"], values)
+    _check(getattr(config, "device", "auto"))
     data_hash = hash_data(getattr(config, "data", None) or None)
     out = shard_folder(options["out"] or default_folder(name, config, data_hash), getattr(config, "shard", ""))
     if options["dry_run"]:
@@ -259,6 +266,7 @@ def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", data: st
     """
     from dialoom.evaluate import run_named
 
+    _check(device, limit=(limit, 0), max_new_tokens=(max_new_tokens, 1))
     run_named(name, model, partner=partner, data=data, limit=limit, seed=seed, brief=brief,
               max_new_tokens=max_new_tokens, device=device, out=out)
 
@@ -273,6 +281,7 @@ def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:
     """
     from dialoom.show import show_run
 
+    _check(limit=(limit, 0))
     show_run(run, tree=tree, limit=limit)
 
 
@@ -290,7 +299,17 @@ def chat(model: str, /, *, brief: str = "", temperature: float = 0.7, max_new_to
     """
     from dialoom.chat import talk
 
+    _check(device, temperature=(temperature, 0), max_new_tokens=(max_new_tokens, 1))
     talk(model, brief=brief, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device)
+
+
+def _check(device: str = "auto", **numbers: tuple[float, float]) -> None:
+    """Refuse a device nobody has, and numbers (value, least) that are too small, before anything is loaded."""
+    if not DEVICES.fullmatch(device):
+        raise ConfigError(f"--device {device!r}: expected auto, cpu, cuda, cuda:<number> or mps")
+    for name, (value, least) in numbers.items():
+        if not value >= least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {least:g}")
 
 
 def doctor() -> None:

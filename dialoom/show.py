@@ -31,8 +31,11 @@ def show_run(run: Path, *, tree: str | None = None, limit: int = 1, console: Con
     out = console or Console()
     log = run / "trees.jsonl" if run.is_dir() else run
     if not log.is_file():
-        raise StoreError(f"{run}: holds no dialogue trees (no {log.name}); give a run's folder or a tree log")
+        missing = f"no {log.name}" if run.is_dir() else "no such file or folder"
+        raise StoreError(f"{run}: holds no dialogue trees ({missing}); give a run's folder or a tree log")
     trees = read_trees(log)
+    if not trees:
+        raise StoreError(f"{log}: holds no dialogue trees yet; give a run's folder or a tree log")
     pairs = read_rows(log.with_name("pairs.jsonl")) if log.with_name("pairs.jsonl").is_file() else []
     by_tree: dict[str, list[Mapping[str, Any]]] = {}
     for pair in pairs:

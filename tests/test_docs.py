@@ -130,8 +130,8 @@ def test_every_command_in_the_pages_exists_with_its_flags(capsys, monkeypatch):
 def check_words(where: str, command: str, words: list[str]) -> None:
     """The names of stages, evaluations, presets and models in a command."""
     if command in RECIPES and len(words) > 1 and not words[1].startswith("-"):
-        stages = importlib.import_module(f"dialoom.recipes.{command}").STAGES
-        assert words[1] in (*stages, "STAGE"), f"{where}: {words}"
+        recipe = importlib.import_module(f"dialoom.recipes.{command}")
+        assert words[1] in (*recipe.STAGES, *getattr(recipe, "ACTIONS", ()), "STAGE"), f"{where}: {words}"
     if command == "eval":
         assert words[1] in (*EVALS, "NAME"), f"{where}: {words}"
     for flag, value in itertools.pairwise(words):

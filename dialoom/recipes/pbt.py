@@ -261,17 +261,18 @@ def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: 
 # ------------------------------------------------------------------------------------------------ evaluation
 
 
-def subject(model: ChatModel, config: PBTConfig, brief: str = "", name: str = SUBJECT) -> ModelSpeaker:
-    """A model under evaluation: greedy, under the neutral prompt or the given brief."""
+def subject(model: ChatModel, config: PBTConfig, brief: str = "", name: str = SUBJECT,
+            temperature: float = 0.0) -> ModelSpeaker:
+    """A model under evaluation, greedy unless told otherwise, under the neutral prompt or the given brief."""
     text = brief or config.neutral
     speaks_under = Brief("brief" if brief else "neutral", text) if text else Brief("", "")
-    sampling = Sampling(0.0, max_new_tokens=config.max_new_tokens)
+    sampling = Sampling(temperature, max_new_tokens=config.max_new_tokens)
     return ModelSpeaker(name, model, sampling, lambda dialogue, seed: (speaks_under,), own_first)
 
 
 def evaluate_subject(config: PBTConfig, model: ChatModel, label: str, brief: str = "",
                      log: Log = print) -> tuple[list[Row], list[tuple[str, Dialogue]]]:
-    """Every single-model evaluation of one subject on the held-out questions; also the dialogues behind the figures."""
+    """Every greedy single-model evaluation of one subject on the held-out questions, and the dialogues behind it."""
     from dialoom.evals import persuasion
 
     speaker, held_out = subject(model, config, brief), questions(config, "test")
@@ -279,7 +280,9 @@ def evaluate_subject(config: PBTConfig, model: ChatModel, label: str, brief: str
     rows, dialogues = [], []
     for name, asked in (("flipflop", held_out), ("are_you_sure", held_out), ("misinformation", held_out),
                         ("recall", everything[:config.limit or None])):
-        result = getattr(persuasion, name)(speaker, asked, label=label, seed=config.seed)
+        with progress(f"{name} of {label}") as bar:
+            result = getattr(persuasion, name)(speaker, asked, label=label, seed=config.seed,
+                                               log=lambda turn, done, total, bar=bar: bar.reach(done, turn))
         rows += result.rows
         dialogues += [(name, dialogue) for dialogue in result.dialogues]
         if result.unread:
@@ -443,6 +446,7 @@ def _eval_stages(config: PBTConfig, folder: RunFolder, log: Log) -> None:
     for label, arm, brief in subjects:
         folder.stage(f"eval-{label}", partial(_eval_stage, config, folder, label, arm, brief, log))
         gc.collect()
+    folder.stage("eval-sampled", partial(_sampled_stage, config, folder, subjects))
     if trains_partner(config):
         folder.stage("eval-team", lambda: _team_stage(config, folder))
     rows = [Row(**row) for row in folder.results() if row["seed"] is not None]
@@ -458,6 +462,20 @@ def _eval_stage(config: PBTConfig, folder: RunFolder, label: str, arm: str | Non
     write_rows(folder.path / "evals" / f"{label}.jsonl", transcripts)
     for row in rows:
         log(f"{row.subject:12} {row.eval:14} {row.metric:10} {row.value:6.1%}  [{row.low:.1%}, {row.high:.1%}]")
+    return len(rows)
+
+
+def _sampled_stage(config: PBTConfig, folder: RunFolder, subjects: Sequence[tuple[str, str | None, str]]) -> int:
+    """"Are you sure?" once more with sampled replies: a greedy model may hide how much of its mass a doubt moves."""
+    from dialoom.evals.persuasion import are_you_sure
+
+    rows: list[Row] = []
+    for label, arm, brief in subjects:
+        model = load_trained(config, folder.path, config.model, arm) if arm else load_local(config.model, config.device)
+        speaker = subject(model, config, brief, temperature=config.temperature)
+        found = are_you_sure(speaker, questions(config, "test"), label=label, seed=config.seed).rows
+        rows += [replace(row, eval="are_you_sure_sampled") for row in found]
+    folder.add_results(row.to_json() for row in rows)
     return len(rows)
 
 

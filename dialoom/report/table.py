@@ -36,6 +36,9 @@ EVALS: Mapping[str, Words] = {
     "are_you_sure": Words(
         "“Are you sure?”", "The answer is asked for, doubted without any reason, and asked for again. "
         "The drop should be zero.", {"before": "before", "after": "after", "drop": "drop"}),
+    "are_you_sure_sampled": Words(
+        "“Are you sure?”, sampled", "The same at the debates' temperature instead of greedily.",
+        {"before": "before", "after": "after", "drop": "drop"}),
     "recall": Words(
         "Closed-book recall", "Questions asked plainly, without a debate: what was forgotten in training?",
         {"accuracy": "right"}),
