@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dialoom.evals.metrics import T_95, Row, over_seeds
-from dialoom.models.load import WEIGHTS
-from dialoom.recipes.pocket import weights_hash
+from dialoom.evals.metrics import Row, over_seeds, student
+from dialoom.models.load import WEIGHTS, weights_hash
 from dialoom.report import results_table
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +66,7 @@ def interval(gaps: np.ndarray) -> tuple[float, float, float]:
     mean = float(np.mean(gaps))
     if len(gaps) < 2:
         return mean, math.nan, math.nan
-    half = T_95[min(len(gaps) - 2, len(T_95) - 1)] * float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
+    half = student(len(gaps) - 1) * float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
     return mean, mean - half, mean + half
 
 

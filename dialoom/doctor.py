@@ -57,6 +57,6 @@ def _weights(folder: Path) -> str:
     file = folder / "model.safetensors"
     if not file.is_file():
         return f"missing ({folder}); build them with `dialoom pocket build`"
-    from dialoom.recipes.pocket import weights_hash
+    from dialoom.models.load import weights_hash
 
     return f"{weights_hash(folder)}, {file.stat().st_size / 1e6:.1f} MB"

@@ -29,8 +29,9 @@ def run_named(name: str, model: str, *, partner: str = "", data: str = "", limit
     asked = questions(name, data, limit, seed)
     subject = load_model(model, device=device)
     other = load_model(partner, device=device) if name == "team" else None
-    with progress(f"{name} of {model}, {len(asked)} questions"):
-        found = run_eval(name, subject, asked, brief=brief, seed=seed, partner=other, max_new_tokens=max_new_tokens)
+    with progress(f"{name} of {model}, {len(asked)} questions") as bar:
+        found = run_eval(name, subject, asked, brief=brief, seed=seed, partner=other, max_new_tokens=max_new_tokens,
+                         log=lambda label, done, total: bar.reach(done, f"{name}, {label}, {total} replies"))
     rows = [row.to_json() for row in found]
     if out is not None:
         write_whole(out, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

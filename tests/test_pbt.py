@@ -11,11 +11,12 @@ from collections import Counter
 
 import pytest
 
-from dialoom.errors import ConfigError, DataError
+from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.recipes import pbt
 from dialoom.recipes.run import RunFolder
 from dialoom.select import Pair
 from dialoom.store import read_rows, read_trees
+from dialoom.train.config import TrainConfig
 
 CHAT = [{"role": "user", "content": "q"}]
 
@@ -85,8 +86,15 @@ def test_a_users_file_is_split_by_question_and_too_small_a_one_is_refused(tmp_pa
 
 def test_the_plan_counts_calls_before_anything_is_done():
     rows = pbt.plan(pbt.PBTConfig(limit=10))
-    assert [row["stage"] for row in rows] == ["trees", "train", "eval"]
-    assert rows[0]["calls"] == 10 * 2 * 21
+    assert [row["stage"] for row in rows] == ["trees", "pairs", "train", "eval"]
+    assert rows[0]["calls"] == 10 * 2 * 21 + 10  # 21 turns a tree, and what the model knows by itself
+
+
+def test_an_endpoint_cannot_be_the_model_and_one_run_tunes_one_way(tmp_path):
+    with pytest.raises(ModelError, match="cannot be trained"):
+        pbt.plan(pbt.PBTConfig(model="openai:big"))
+    with pytest.raises(ValueError, match="one run tunes one way"):
+        pbt.PBTConfig(dpo=TrainConfig(tune="lora"))
 
 
 SMALL = ["--limit", "120", "--eval-questions", "60"]

@@ -161,7 +161,7 @@ def test_a_bad_row_is_named_by_file_and_line_and_the_good_ones_stay(tmp_path):
             "aliases to be a list of texts, found 'me'",
             "validation split",
             "found 'The', of which nothing is left",
-            "found 'i!', which is a right one",
+            "found 'i!', a right one",
             "one object a line, found '{}'",
             "question_id to be text, found ['x']",
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dialoom.errors import ConfigError
@@ -16,12 +16,14 @@ EVALS = ("flipflop", "are_you_sure", "recall", "misinformation", "team")
 
 
 def run_eval(name: str, model: ChatModel, scenarios: Sequence[Scenario], *, brief: str = "", seed: int = 0,
-             partner: ChatModel | None = None, max_new_tokens: int = 80) -> list[Row]:
+             partner: ChatModel | None = None, max_new_tokens: int = 80,
+             log: Callable[[str, int, int], None] = lambda label, done, total: None) -> list[Row]:
     """One evaluation of one model, greedy.
 
     Args:
         brief: system message of the model under test; empty for none.
         partner: the other member of the team; only `team` needs one.
+        log: called as (label, done, total) while the dialogues grow.
     Raises: ConfigError: if the evaluation is unknown, or a team has one member.
     """
     from dialoom.dialogue import Brief
@@ -38,9 +40,9 @@ def run_eval(name: str, model: ChatModel, scenarios: Sequence[Scenario], *, brie
 
     if name != "team":
         result: persuasion.Result = getattr(persuasion, name)(speaker(model, "subject"), scenarios, label=model.name,
-                                                              seed=seed)
+                                                              seed=seed, log=log)
         return result.rows
     if partner is None:
         raise ConfigError("team needs a second model; give --partner")
     return persuasion.team(speaker(model, "one"), speaker(partner, "other"), scenarios,
-                           label=f"{model.name} and {partner.name}", seed=seed).rows
+                           label=f"{model.name} and {partner.name}", seed=seed, log=log).rows

@@ -63,11 +63,11 @@ def _combine(key: tuple[str, str, str], rows: Sequence[Row]) -> Row:
         return Row(*key, value, low, high, len(finite), None)
     values = [row.value for row in finite]
     mean = float(np.mean(values))
-    reach = _student(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    reach = student(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return Row(*key, mean, mean - reach, mean + reach, len(values), None)
 
 
-def _student(degrees: int) -> float:
+def student(degrees: int) -> float:
     """Student's t, two-sided 95 %; past the table by its expansion in 1 / degrees, which is within 0.003 there."""
     if degrees <= len(T_95):
         return T_95[degrees - 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 POCKETS = ("pocket", "pocket-small")
 WEIGHTS = Path(__file__).parent.parent / "pocket" / "weights"
 KINDS = "pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>, run:<folder>"
+
+
+def weights_hash(folder: Path) -> str:
+    """12 hex digits naming the weights in a model's folder; every table made with pocket quotes pocket's."""
+    return hashlib.blake2b((folder / "model.safetensors").read_bytes(), digest_size=6).hexdigest()
 
 
 def load_model(spec: str, *, device: str = "auto") -> ChatModel:

@@ -16,103 +16,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
-from dialoom.config import Config
 from dialoom.dialogue import Brief, Dialogue, DialogueTree, Scenario, content_id
 from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.progress import progress
 from dialoom.recipes import shards
+from dialoom.recipes.pbt_config import PAPER, PRESETS, PBTConfig
 from dialoom.scenarios.triviaqa import alternatives, load_trivia, pocket_trivia
 from dialoom.select import Example, Pair, balance
 from dialoom.simulate import ModelSpeaker, grow, own_first
-from dialoom.stances import CAREFUL, NEUTRAL
 from dialoom.store import TreeLog, read_rows, read_trees, write_rows, write_whole
-from dialoom.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from dialoom.models.local import LocalModel
     from dialoom.recipes.run import RunFolder
 
+__all__ = ["ACTIONS", "ARMS", "PAPER", "PRESETS", "STAGES", "PBTConfig", "act", "plan", "run"]
 STAGES = ("trees", "pairs", "train", "eval")
 ACTIONS = ("analyse", "merge")  # done to a finished run folder: `dialoom pbt analyse RUN`
 ARMS = {"pbt": "overall", "accept_only": "accept", "resist_only": "resist"}
 """Training sets, and what picks the best checkpoint: validation items of the kinds the set itself holds."""
 SUBJECT = "subject"
+POCKET_SECONDS = 0.01  # a reply of pocket on one core of a small cloud machine, all reading included
 WEAK_BASE = 0.2  # below this share of right answers there is little to defend and little to learn
 
 Log = Callable[[str], None]
-
-
-class PBTConfig(Config):
-    """Settings of one PBT run; the defaults are the pocket run."""
-
-    model: str = "pocket"
-    """The model that is trained: pocket, hf:<name or path>[+<adapter>], run:<folder>."""
-    partner: str = "pocket-small"
-    """The other debater; any model, endpoints included."""
-    speakers: tuple[str, ...] = ()
-    """The two debaters A and B where neither is to be `model` (then `model` learns from all their replies)."""
-    train_partner: bool = True
-    """Also train the partner (on its own replies), for the team debate with both trained."""
-    data: str = ""
-    """Trivia questions: TriviaQA JSON or JSONL, or CSV with question,answer. Empty: the pocket world's facts."""
-    limit: int = 0
-    """Use at most this many training questions, and as many for each evaluation; 0 means all."""
-    seed: int = 1
-    """Seeds sampling, draws and training."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
-    shard: str = ""
-    """Grow only the i-th of n parts of the trees (i/n), beside other processes; a run without it merges the parts."""
-    not_identity: ClassVar[frozenset[str]] = frozenset({"device", "shard"})
-    layout: Literal["released", "figure"] = "released"
-    """Tree layout: as the published code grows it (1, 2, 3, 2 children a level), or as the paper's figure draws it."""
-    both_orders: bool = True
-    """Grow each question's tree in both speaking orders, so that both debaters answer persuasion."""
-    samples: int = 1
-    """Trees per question and speaking order."""
-    temperature: float = 0.7
-    """Sampling temperature of the debates; 0.7 in the paper."""
-    first_temperature: float = 1.2
-    """That of the two independent first answers: pocket needs mistakes to correct (0.7 in the paper)."""
-    max_new_tokens: int = 48
-    """Length limit of one reply (80 in the paper)."""
-    neutral: str = ""
-    """System prompt of examples and evaluations in place of a stance; pocket's brief-less speech has none."""
-    node_value: Literal["own", "both"] = "own"
-    """Own term of a node: the speaker's own answer (the paper's formula) or both debaters' (the released code)."""
-    margin: float = 0.5
-    """Least relative difference of two siblings' values."""
-    filters: Literal["none", "rule", "model"] = "rule"
-    """Surface-form and confirmation filters of the published scripts: off, by rule, or by `filter_model`."""
-    filter_model: str = ""
-    """The model asked by `filters: model`; empty means `model` itself."""
-    extractor: str = ""
-    """A model asked for the final answer where the rule finds none; empty: such replies carry no verdict."""
-    max_pairs: int = 0
-    """At most this many pairs in each training set; 0 means as many as the balance gives."""
-    eval_questions: int = 200
-    """Held-out questions in each evaluation."""
-    ceiling: str = CAREFUL
-    """Brief of the `briefed` row, the stated ceiling; empty leaves the row out."""
-    sft: TrainConfig = TrainConfig(epochs=1, lr=1e-4, batch_pairs=24)
-    """Supervised fine-tuning on the preferred replies."""
-    dpo: TrainConfig = TrainConfig(epochs=6, lr=3e-4, batch_pairs=24, beta=0.1, nll_weight=0.3)
-    """Direct preference optimisation; rate, epochs and likelihood term were chosen on the validation questions."""
-
-
-PAPER = PBTConfig(  # arXiv 2410.14596 with the effective values of the released scripts
-    model="hf:meta-llama/Llama-3.1-8B-Instruct", partner="hf:mistralai/Mistral-7B-Instruct-v0.2", train_partner=False,
-    both_orders=False, temperature=0.7, first_temperature=0.7, max_new_tokens=80, neutral=NEUTRAL, filters="model",
-    eval_questions=1000, ceiling="",
-    sft=TrainConfig(max_steps=240, batch_pairs=80, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
-                    lora_dropout=0.05, bf16=True),
-    dpo=TrainConfig(epochs=5, batch_pairs=35, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
-                    lora_dropout=0.05, beta=0.1, nll_weight=0.0, bf16=True))
-PRESETS = {"pocket": PBTConfig(), "paper": PAPER}
 
 
 # ------------------------------------------------------------------------------------------------ questions
@@ -241,7 +172,7 @@ def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: 
     A one-sided arm is validated on its own side only: it has no data of the other one.
     """
     from dialoom.evals.persuasion import flipflop
-    from dialoom.train.dpo import dpo
+    from dialoom.train.dpo import dpo, reference_logprobs
     from dialoom.train.sft import sft
 
     validation = questions(config, "valid")[:60]
@@ -251,11 +182,13 @@ def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: 
         return {row.metric: row.value for row in result.rows}
 
     seeded, examples = {"seed": config.seed}, [Example.from_pair(pair) for pair in pairs]
+    reference = reference_logprobs(model, pairs, config.dpo) if config.reference == "base" else None
     total = config.sft.steps(len(examples)) + config.dpo.steps(len(pairs))
     with progress(f"train {label} of {model.name}", total) as bar:
         sft(model, examples, config.sft.model_copy(update=seeded), out=out / "sft", log=lambda row: bar.advance())
         watching = config.dpo.model_copy(update={**seeded, "watch": ARMS[label]})
-        dpo(model, pairs, watching, out=out / "dpo", log=lambda row: bar.advance(), validate=validate)
+        dpo(model, pairs, watching, out=out / "dpo", reference=reference, log=lambda row: bar.advance(),
+            validate=validate)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
@@ -290,11 +223,11 @@ def evaluate_subject(config: PBTConfig, model: ChatModel, label: str, brief: str
     return rows, dialogues
 
 
-def evaluate_team(config: PBTConfig, one: ChatModel, other: ChatModel, label: str) -> list[Row]:
-    """The team debate of two models on the held-out questions, in both orders."""
+def evaluate_team(config: PBTConfig, one: ChatModel, other: ChatModel, label: str, brief: str = "") -> list[Row]:
+    """The team debate of two models (under `brief`, if given) on the held-out questions, in both orders."""
     from dialoom.evals.persuasion import team
 
-    members = subject(one, config, name="one"), subject(other, config, name="other")
+    members = subject(one, config, brief, "one"), subject(other, config, brief, "other")
     return team(*members, questions(config, "test"), label=label, seed=config.seed).rows
 
 
@@ -305,6 +238,8 @@ def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
     """Do the given stages in `folder`; what is done is loaded, what was stopped in the middle goes on."""
     path = folder.path
     stages = ("trees",) if config.shard else stages
+    if {"train", "eval"} & set(stages):
+        check_trainable(config.model)
     if "trees" in stages:
         folder.stage("trees", lambda: _trees_stage(config, path, log))
     if "pairs" in stages:
@@ -315,6 +250,13 @@ def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
             folder.stage(name, partial(_train_stage, config, folder, learner, arm, log))
     if "eval" in stages:
         _eval_stages(config, folder, log)
+
+
+def check_trainable(spec: str) -> None:
+    """Raises ModelError, before anything is computed or paid for, if a model's weights are not at hand."""
+    if spec.startswith("openai:"):
+        raise ModelError(f"{spec} cannot be trained (its weights are not here); give --model pocket or hf:<name>, "
+                         "and the endpoint as --partner or among --speakers")
 
 
 def act(action: str, folder: Path, log: Log = print) -> None:
@@ -349,21 +291,23 @@ def load_local(spec: str, device: str) -> LocalModel:
     from dialoom.models.load import load_model
     from dialoom.models.local import LocalModel
 
+    check_trainable(spec)
     model = load_model(spec, device=device)
-    if not isinstance(model, LocalModel):
-        raise ModelError(f"{spec} cannot be trained (its weights are not here); give --model pocket or hf:<name>")
+    assert isinstance(model, LocalModel)
     return model
 
 
 def _trees_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
-    from dialoom.models.load import load_model
+    from dialoom.models.load import POCKETS, WEIGHTS, load_model, weights_hash
 
     models = {spec: load_model(spec, device=config.device) for spec in {*debaters(config), config.extractor} - {""}}
     env = json.loads((path / "env.json").read_text())
-    env["model_hash"] = ", ".join(f"{spec} {model.fingerprint[:12]}" for spec, model in sorted(models.items()))
+    hashes = {spec: weights_hash(WEIGHTS / spec) if spec in POCKETS else model.fingerprint[:12]
+              for spec, model in models.items()}
+    env["model_hash"] = ", ".join(f"{spec} {found}" for spec, found in sorted(hashes.items()))
     write_whole(path / "env.json", json.dumps(env, indent=1))
-    known = _base_recall(config, models.get(config.model))
-    if known is not None and known < WEAK_BASE:
+    known = _base_recall(config, models.get(config.model) or load_model(config.model, device=config.device))
+    if known < WEAK_BASE:
         note = (f"{config.model} answers {known:.0%} of these questions by itself. There is little for it to defend, "
                 "so expect little; use easier questions or a stronger model.")
         log(f"note: {note}")
@@ -378,12 +322,10 @@ def _trees_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
     return {"trees": len(trees), "turns": sum(len(tree) for tree in trees.values()), "base_recall": known}
 
 
-def _base_recall(config: PBTConfig, model: ChatModel | None) -> float | None:
+def _base_recall(config: PBTConfig, model: ChatModel) -> float:
     """How much of (a sample of) the training questions the model that will be trained answers right by itself."""
     from dialoom.evals.persuasion import recall
 
-    if model is None:
-        return None
     asked = questions(config, "train", log=lambda message: None)[:100]
     return recall(subject(model, config), asked, label="base", seed=config.seed).rows[0].value
 
@@ -428,15 +370,12 @@ def trained_folder(config: PBTConfig, path: Path, learner: str, arm: str) -> Pat
 
 def load_trained(config: PBTConfig, path: Path, learner: str, arm: str) -> LocalModel:
     """A model this run trained."""
-    from dialoom.models.load import load_model
     from dialoom.models.local import LocalModel
 
     folder = trained_folder(config, path, learner, arm)
     if config.dpo.tune == "lora":
-        base = learner.removeprefix("hf:")
-        loaded = load_model(f"hf:{base}+{folder}", device=config.device) if learner.startswith("hf:") else None
-        return loaded if isinstance(loaded, LocalModel) else LocalModel.load(
-            load_local(learner, config.device).base, adapter=folder, device=config.device, name=f"{learner}+{arm}")
+        return LocalModel.load(load_local(learner, config.device).base, adapter=folder, device=config.device,
+                               name=f"{learner} ({arm})")
     return LocalModel.load(folder, device=config.device, name=f"{learner} ({arm})")
 
 
@@ -473,7 +412,8 @@ def _sampled_stage(config: PBTConfig, folder: RunFolder, subjects: Sequence[tupl
     for label, arm, brief in subjects:
         model = load_trained(config, folder.path, config.model, arm) if arm else load_local(config.model, config.device)
         speaker = subject(model, config, brief, temperature=config.temperature)
-        found = are_you_sure(speaker, questions(config, "test"), label=label, seed=config.seed).rows
+        with progress(f"are_you_sure, sampled, of {label}"):
+            found = are_you_sure(speaker, questions(config, "test"), label=label, seed=config.seed).rows
         rows += [replace(row, eval="are_you_sure_sampled") for row in found]
     folder.add_results(row.to_json() for row in rows)
     return len(rows)
@@ -491,26 +431,39 @@ def _team_stage(config: PBTConfig, folder: RunFolder) -> int:
     strong_trained = load_trained(config, folder.path, config.model, "pbt")
     weak_trained = load_trained(config, folder.path, config.partner, "pbt")
     count = 0
-    for label, one, other in (("none", base, weak), (learner_name(config.model), strong_trained, weak),
-                              ("both", strong_trained, weak_trained)):
-        rows = evaluate_team(config, one, other, label)
+    teams = [("none", base, weak, ""), (learner_name(config.model), strong_trained, weak, ""),
+             ("both", strong_trained, weak_trained, "")]
+    teams += [("briefed", base, weak, config.ceiling)] if config.ceiling else []
+    for label, one, other, brief in teams:
+        with progress(f"team debate, {label}"):
+            rows = evaluate_team(config, one, other, label, brief)
         folder.add_results(row.to_json() for row in rows)
         count += len(rows)
     return count
 
 
 def plan(config: PBTConfig) -> list[dict[str, Any]]:
-    """What a run would do, before it does it: model calls and tokens by stage, at most (debates may end early)."""
+    """What a run would do, before it does it: model calls, new tokens and time by stage.
+
+    Calls and tokens are the most there can be (debates end where the two agree). The time is what pocket takes on one
+    CPU core; of another model's speed nothing is known before it runs.
+    """
+    check_trainable(config.model)
     asked = len(questions(config, "train", log=lambda message: None))
     held_out = len(questions(config, "test", log=lambda message: None))
-    replies = 21 if config.layout == "released" else 1 + 1 + 2 + 6
+    known = held_out if config.data else min(config.limit or 545, 545)
     trees = asked * config.samples * (2 if config.both_orders else 1)
-    subjects = 4 + bool(config.ceiling)
-    return [
-        {"stage": "trees", "what": f"{trees} debate trees of at most {replies} turns", "calls": trees * replies,
-         "tokens": trees * replies * config.max_new_tokens},
-        {"stage": "train", "what": ", ".join(f"{arm} of {model}" for model, arm in jobs(config)), "calls": 0,
-         "tokens": 0},
-        {"stage": "eval", "what": f"{subjects} subjects on {held_out} held-out questions",
-         "calls": subjects * held_out * (2 + 3 + 5 + 1), "tokens": subjects * held_out * 11 * config.max_new_tokens},
-    ]
+    talk = trees * (21 if config.layout == "released" else 10)
+    subjects, arms = 4 + bool(config.ceiling), len(jobs(config))
+    tests = subjects * (held_out * (2 + 3 + 3 + 5) + known) + (4 * 8 * held_out if trains_partner(config) else 0)
+    rows = [("trees", f"{trees} debate trees, and what {config.model} knows by itself", talk + min(asked, 100)),
+            ("pairs", f"accept and resist pairs, filters: {config.filters}",
+             3 * talk // 2 if config.filters == "model" else 0),
+            ("train", ", ".join(f"{arm} of {model}" for model, arm in jobs(config)),
+             arms * (config.dpo.epochs + 1) * 2 * min(60, held_out)),
+            ("eval", f"{subjects} subjects on {held_out} held-out questions, and the teams", tests)]
+    is_pocket = all(spec.startswith("pocket") for spec in debaters(config))
+    training = {"train": 0.5 * arms}  # minutes, besides validation
+    return [{"stage": stage, "what": what, "calls": calls, "tokens": calls * config.max_new_tokens,
+             "minutes": round(calls * POCKET_SECONDS / 60 + training.get(stage, 0), 1) if is_pocket else "unknown"}
+            for stage, what, calls in rows]

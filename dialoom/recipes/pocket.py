@@ -7,7 +7,6 @@ messages only, and the LM head is computed only there.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -245,8 +244,3 @@ def build(config: PocketConfig, out: Path, log: Log = print) -> Path:
     model.eval().to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def weights_hash(folder: Path) -> str:
-    """12 hex digits naming the weights, quoted by every table made with them."""
-    return hashlib.blake2b((folder / "model.safetensors").read_bytes(), digest_size=6).hexdigest()

@@ -21,6 +21,7 @@ import torch
 from dialoom.dialogue import Brief, Chat
 from dialoom.evals import persuasion
 from dialoom.models.base import Sampling
+from dialoom.models.load import weights_hash
 from dialoom.models.local import LocalModel
 from dialoom.pocket.corpus import documents
 from dialoom.pocket.world import (
@@ -34,7 +35,7 @@ from dialoom.pocket.world import (
     trivia,
 )
 from dialoom.pocket.world.facts import load_facts, small_knows
-from dialoom.recipes.pocket import PocketConfig, Row, build, progress_of, tokenise, weights_hash
+from dialoom.recipes.pocket import PocketConfig, Row, build, progress_of, tokenise
 from dialoom.scenarios.triviaqa import pocket_trivia
 from dialoom.simulate import ModelSpeaker
 

@@ -107,7 +107,8 @@ class RunFolder:
         if changed:
             raise ConfigError(f"{self.path} holds a run with other settings ({'; '.join(changed)}); "
                               "give another --out, or --fresh to throw that run away")
-        moved = differences(old.get("versions", {}), versions())
+        began = {**old.get("versions", {}), "revision": old.get("revision")}
+        moved = differences(began, {**versions(), "revision": revision()})
         if moved:
             self.log(f"this run began under other versions ({'; '.join(moved)})")
             old.setdefault("continued", []).append({"at": _now(), "versions": versions(), "revision": revision()})

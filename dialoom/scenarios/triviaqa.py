@@ -4,7 +4,7 @@
 
     .json   the official download: {"Data": [{"Question", "QuestionId", "Answer": {"Value", "Aliases", ...}}, ...]}
     .jsonl  one row a line: {"question", "question_id", "answer": {"value", "aliases", ...}}, or "answer": "text"
-    .csv    a header with question,answer and, as wished, question_id, aliases, distractors (these two split at "|")
+    .csv    a header with question,answer and, if wished, question_id, claim, aliases, distractors (split at "|")
 
 The surprising choice: one bad row never costs a good one. Rows are read one by one, even out of a truncated JSON
 document, and every bad one is named by file and line with what was expected and what was found.
@@ -179,11 +179,14 @@ def _scenario(row: Any) -> Scenario:
         raise DataError(f"expected an answer, found {_shown(answer)}, of which nothing is left once normalised")
     facts: dict[str, Any] = {"answer": answer, "aliases": gold}
     wrong = _texts(_field(row, "distractors"), "distractors")
-    for one in wrong:
+    claim = [_text(_field(row, "claim"), "claim")] if _field(row, "claim") else []
+    for one in (*wrong, *claim):
         if normalize_answer(one) in gold:
-            raise DataError(f"expected wrong answers as distractors, found {_shown(one)}, which is a right one")
-    if wrong:
-        facts["distractors"] = wrong
+            raise DataError(f"expected wrong answers as distractors or claim, found {_shown(one)}, a right one")
+    if wrong or claim:
+        facts["distractors"] = wrong or claim
+    if claim:
+        facts["claim"] = claim[0]
     return Scenario(_id(row) or f"question-{content_id(question, answer)}", question, facts=facts)
 
 
