@@ -20,7 +20,7 @@ help:
 	@echo "make demo       PBT on the embedded pocket models, a few minutes; ends with the place of the report"
 	@echo "make test       ruff, mypy and the quick tests, offline, under five minutes"
 	@echo "make test-all   the slower tests as well"
-	@echo "make results    remake every table under docs/results (long; goes on where it was stopped)"
+	@echo "make results    remake every table under docs/results (in the background; goes on where it was stopped)"
 	@echo "make lint       ruff and mypy only"
 
 $(READY): constraints.txt pyproject.toml
@@ -49,7 +49,9 @@ test-slow: $(READY)
 test-all: test test-slow
 
 results: $(READY)
-	$(BIN)/python -m bench.results
+	@mkdir -p runs/results
+	@nohup $(BIN)/python -m bench.results >> runs/results/log 2>&1 &
+	@echo "in the background, about half an hour on two cores: tail -f runs/results/log (stopped ones go on by the same command)"
 
 constraints: $(READY)  # after a change of dependencies: install them into .venv first, then freeze
 	{ head -2 constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//'; } \
