@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,8 @@ def _obey(text: str, tree: DialogueTree, out: Console) -> None:
 def _typed() -> Iterator[str]:
     """Lines of a person (with a prompt) or of a pipe (without), until there are no more."""
     if not sys.stdin.isatty():
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # bytes that are no text must not end the talk
         yield from sys.stdin
         return
     import readline  # noqa: F401  gives `input` line editing and a history

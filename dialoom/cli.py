@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import io
 import json
 import os
 import re
@@ -43,6 +44,9 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no lines and ticks shows question marks
     with _stoppable(), _plain_warnings():
         try:
             make_app(tokens)(tokens, exit_on_error=False, print_error=False, result_action="return_none")

@@ -26,6 +26,8 @@ def run_named(name: str, model: str, *, partner: str = "", data: str = "", limit
         raise ConfigError(f"evaluation {name!r} is unknown; {near_miss(name, EVALS)}")
     if name == "team" and not partner:
         raise ConfigError("team needs a second model; give --partner")
+    if out is not None and (out.is_dir() or any(above.is_file() for above in out.parents)):
+        raise ConfigError(f"--out {out}: expected a file that can be written, found a folder, or a file as its folder")
     asked = questions(name, data, limit, seed)
     subject = load_model(model, device=device)
     other = load_model(partner, device=device) if name == "team" else None

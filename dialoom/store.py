@@ -414,7 +414,8 @@ def write_whole(path: str | Path, data: str | bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as wrong:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be a file
+            temporary.unlink()
         raise _stopped(path, wrong) from None
 
 

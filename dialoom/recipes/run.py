@@ -20,9 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from dialoom.config import Config, differences
+from dialoom.config import Config, differences, read_yaml
 from dialoom.dialogue import content_id
 from dialoom.errors import ConfigError, DataError, StoreError
 from dialoom.progress import duration
@@ -99,7 +97,7 @@ class RunFolder:
         old = self._held()
         default = {name: info.get_default(call_default_factory=True)
                    for name, info in type(self.config).model_fields.items() if not info.is_required()}
-        before = {**_plain(default), **(yaml.safe_load((self.path / "config.yaml").read_text()) or {})}
+        before = {**_plain(default), **self._asked()}
         before = {name: value for name, value in before.items() if name not in self.config.not_identity}
         changed = differences({"recipe": old.get("recipe"), "data": old.get("data_hash")},
                               {"recipe": self.recipe, "data": self.data_hash})
@@ -113,6 +111,12 @@ class RunFolder:
             self.log(f"this run began under other versions ({'; '.join(moved)})")
             old.setdefault("continued", []).append({"at": _now(), "versions": versions(), "revision": revision()})
             write_whole(self.path / "env.json", _json(old))
+
+    def _asked(self) -> Row:
+        try:
+            return read_yaml(self.path / "config.yaml")
+        except ConfigError as wrong:
+            raise StoreError(f"{wrong}; --fresh starts anew") from None
 
     def _held(self) -> Row:
         held = _load(self.path / "env.json", default={})

@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dialoom.config import Config, differences
+from dialoom.config import Config, differences, read_yaml
 from dialoom.dialogue import DialogueTree, Scenario, Turn, content_id
 from dialoom.errors import ConfigError, DataError, StoreError
 from dialoom.store import TreeLog, read_skips, read_trees
@@ -115,7 +113,7 @@ def _check_settings(folder: Path, shards: Mapping[tuple[int, int], Path]) -> Non
 
 
 def _asked(run: Path) -> dict[str, Any]:
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
+    settings = read_yaml(run / "config.yaml")
     return {"data": _json(run / "env.json").get("data_hash", ""),
             **{name: value for name, value in settings.items() if name not in OWN}}
 
