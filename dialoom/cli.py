@@ -203,6 +203,7 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
         raise ConfigError(f"{name} has no preset {preset!r}; {near_miss(preset, recipe.PRESETS)}")
     start = recipe.PRESETS[preset]
     config = load_config(type(start), start, options["config"], values)
+    one_thread_for_pocket(*(str(getattr(config, role, "")) for role in ("model", "partner")))
     _check(getattr(config, "device", "auto"))
     data_hash = hash_data(getattr(config, "data", None) or None)
     out = shard_folder(options["out"] or default_folder(name, config, data_hash), getattr(config, "shard", ""))
@@ -219,10 +220,19 @@ def _report(folder: Path) -> None:
     """The tables in the terminal, and where the page lies; a half-done run gets a page as well."""
     from dialoom.report import results_table, write_report
 
-    results = folder / "results.json"
+    page, results = write_report(folder), folder / "results.json"
     if results.exists():
         say(results_table(json.loads(results.read_text(encoding="utf-8")), markdown=False).rstrip())
-    say(f"report: {write_report(folder)}")
+    say(f"report: {page}")
+
+
+def one_thread_for_pocket(*specs: str) -> None:
+    """Where only pocket models compute, give torch one thread unless the user says otherwise.
+
+    They are too small to share a step between threads: on two busy cores a step of two threads took many times as long.
+    """
+    if all(spec.startswith("pocket") for spec in specs if spec):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def stages_of(recipe: Any, stage: str | None) -> tuple[str, ...]:
@@ -270,6 +280,7 @@ def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", data: st
     """
     from dialoom.evaluate import run_named
 
+    one_thread_for_pocket(model, partner)
     _check(device, limit=(limit, 0), max_new_tokens=(max_new_tokens, 1))
     run_named(name, model, partner=partner, data=data, limit=limit, seed=seed, brief=brief,
               max_new_tokens=max_new_tokens, device=device, out=out)
@@ -303,6 +314,7 @@ def chat(model: str, /, *, brief: str = "", temperature: float = 0.7, max_new_to
     """
     from dialoom.chat import talk
 
+    one_thread_for_pocket(model)
     _check(device, temperature=(temperature, 0), max_new_tokens=(max_new_tokens, 1))
     talk(model, brief=brief, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device)
 

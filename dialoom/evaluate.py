@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def questions(name: str, data: str = "", limit: int = 0, seed: int = 1) -> list[
     if not data:
         found = pocket_trivia(None if name in KNOWN_ONLY else "test", seed=seed, phrasing="held_out")
     else:
-        rows = load_trivia(data, on_bad=lambda message: print(f"note: {message}"),
-                           on_note=lambda message: print(f"note: {message}"))
+        rows = load_trivia(data, on_bad=lambda message: print(f"note: {message}", file=sys.stderr),
+                           on_note=lambda message: print(f"note: {message}", file=sys.stderr))
         wrong = alternatives(rows, seed)
         found = [replace(row, facts={**row.facts, "distractors": row.facts.get("distractors") or [wrong[row.id]]})
                  for row in rows if row.id in wrong]

@@ -69,7 +69,11 @@ def _summary(out: Console, run: Path, log: Path, trees: Mapping[str, DialogueTre
     lines += [f"left out: {count} x {reason}" for reason, count in reasons.most_common()]
     results = log.with_name("results.json")
     if results.is_file():
-        for row in json.loads(results.read_text(encoding="utf-8")):
+        try:
+            rows = json.loads(results.read_text(encoding="utf-8"))
+        except ValueError as wrong:
+            raise StoreError(f"{results}: cannot be read ({wrong}); remove it and run the same command") from None
+        for row in rows:
             if row.get("seed") is None and row.get("value") is not None:
                 lines.append(f"{row['eval']:<14} {row['subject']:<14} {row['metric']:<12} {row['value']:>7.3f}")
     for line in lines:

@@ -150,7 +150,7 @@ def test_trees_are_grown_for_every_question_in_both_orders_and_shown(run):
     assert tree.scenario.opening in said and f"answer: {tree.scenario.facts['answer']}" in said
     assert "pocket-small (" in said and "correct 1" in said
     assert done("show run --limit 0", run.parent).count("answer: ") == 16
-    assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_the_same_command_again_says_nothing_again(copied):
@@ -335,7 +335,8 @@ WRONG = {
     "eval recall --data none.csv": "none.csv: cannot be read",
     "eval recall --data bad.csv": "bad.csv:2: ",
     "eval recall --data notes.txt": "expected a name ending in .json, .jsonl or .csv",
-    "eval recall --limit 1 --out notes.txt/rows.json": "notes.txt",
+    "eval recall --limit 1 --out notes.txt/rows.json": "--out notes.txt/rows.json: expected a file",
+    "eval recall --limit 1 --out .": "--out .: expected a file",
     "show": "",
     "show nowhere": "holds no dialogue trees",
     "show notes.txt": "notes.txt",
@@ -384,11 +385,35 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_cannot_be_meant_is_one_line_and_exit_code_2(desk, line):
     before = sorted(path.name for path in desk.iterdir())
     said = refused(line, desk)
-    print(said)
     assert WRONG[line] in said and said.strip()
     for path in desk.rglob("stages/*.json"):
         raise AssertionError(f"{path}: something was done")
     assert set(before) <= {path.name for path in desk.iterdir()}
+
+
+@pytest.mark.parametrize(("file", "line"), [
+    ("config.yaml", "pbt trees --limit 8 --out run"),
+    ("env.json", "pbt trees --limit 8 --out run"),
+    ("stages/trees.json", "pbt trees --limit 8 --out run"),
+    ("results.json", "pbt trees --limit 8 --out run"),
+    ("pairs.jsonl", "pbt trees --limit 8 --out run"),
+    ("results.json", "show run"),
+    ("pairs.jsonl", "show run"),
+    ("config.yaml", "pbt analyse run"),
+])
+@pytest.mark.parametrize("damage", [b"[{: \n", b"\xff\xfe\n"])
+def test_a_damaged_file_of_a_run_is_named_in_one_line(copied, file, line, damage):
+    (copied / file).write_bytes(damage)
+    assert f"run/{file}" in refused(line, copied.parent)
+
+
+def test_bytes_that_are_no_text_and_a_terminal_without_lines_and_ticks_end_nothing(copied):
+    said = subprocess.run([*DIALOOM, "chat", "pocket", "--temperature", "0"], cwd=copied.parent, env=OFFLINE,
+                          input=b"Hello \xff\xfe!\nWhat is the capital of Norway?\n", capture_output=True)
+    assert said.returncode == 0 and said.stdout.count(b"pocket> ") == 2 and b"Oslo" in said.stdout, said.stderr
+    for encoding in ("ascii", "latin-1"):
+        assert "correct 1" in done("show run", copied.parent, PYTHONIOENCODING=encoding)
+    assert "resist" in done("eval flipflop --limit 1", copied.parent, PYTHONIOENCODING="ascii")
 
 
 # ---------------------------------------------------------------------------------- pocket behind an HTTP server
