@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from dialoom.config import near_miss
@@ -14,7 +13,7 @@ from dialoom.evals import EVALS, run_eval
 from dialoom.models.load import load_model
 from dialoom.progress import progress
 from dialoom.report.table import results_table
-from dialoom.scenarios.triviaqa import alternatives, load_trivia, pocket_trivia
+from dialoom.scenarios.triviaqa import load_trivia, pocket_trivia, with_distractors
 from dialoom.store import write_whole
 
 KNOWN_ONLY = ("recall",)  # asks for every fact; the others keep to those no fine-tuning set holds
@@ -48,9 +47,7 @@ def questions(name: str, data: str = "", limit: int = 0, seed: int = 1) -> list[
     else:
         rows = load_trivia(data, on_bad=lambda message: print(f"note: {message}", file=sys.stderr),
                            on_note=lambda message: print(f"note: {message}", file=sys.stderr))
-        wrong = alternatives(rows, seed)
-        found = [replace(row, facts={**row.facts, "distractors": row.facts.get("distractors") or [wrong[row.id]]})
-                 for row in rows if row.id in wrong]
+        found = with_distractors(rows, seed)
         if not found:
             raise DataError(f"{data}: no question finds a wrong answer among the others' answers; give more questions")
     return found[:limit or None]

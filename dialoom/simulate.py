@@ -88,6 +88,12 @@ def own_first(dialogue: Dialogue, viewer: str, brief: str | None = None) -> Chat
     return chat_view(dialogue if dialogue.by(viewer) else Dialogue(dialogue.scenario), viewer, brief)
 
 
+def speaking(name: str, model: ChatModel, sampling: Sampling, brief: str = "") -> ModelSpeaker:
+    """A model that speaks under one brief all along (empty: none) and gives its first answer by itself."""
+    under = (Brief("brief", brief) if brief else NO_BRIEF,)
+    return ModelSpeaker(name, model, sampling, lambda dialogue, seed: under, own_first)
+
+
 @dataclass(frozen=True)
 class ScriptedSpeaker:
     """Says what a function of the dialogue (and the seed) says: interviewers, fixed openings, test doubles."""

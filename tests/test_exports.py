@@ -14,7 +14,8 @@ PUBLIC = {
                  "content_id", "turn_id"],
     "judge": ["Comparer", "Judge", "LogitComparer", "LogitJudge", "Preference", "RuleJudge", "Verdict"],
     "select": ["Example", "Item", "Pair", "balance", "pair_of", "sibling_pairs", "subtree_sum", "transitions"],
-    "simulate": ["ModelSpeaker", "NO_BRIEF", "Request", "ScriptedSpeaker", "Speaker", "TreeSink", "grow", "own_first"],
+    "simulate": ["ModelSpeaker", "NO_BRIEF", "Request", "ScriptedSpeaker", "Speaker", "TreeSink", "grow", "own_first",
+                 "speaking"],
     "store": ["Log", "Row", "SYNC_RECORDS", "SYNC_SECONDS", "Skip", "StoreWarning", "TreeLog", "append_row", "lock",
               "read_rows", "read_skips", "read_trees", "write_rows", "write_whole"],
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dialoom.errors import DataError
@@ -145,9 +145,11 @@ def test_packed_equals_flat_on_random_trees(kind: str, shape: str):
 
 @settings(max_examples=15, deadline=None)
 @given(lists=token_lists)
+@example(lists=[[0, 0], [1, 1]])
 def test_packed_equals_flat_on_any_sharing(lists: list[list[int]]):
+    # in double precision: with one key to look at, the queries' gradient is zero, and in single precision pure rounding
     pairs = [[TokenPath.of(reply, (1, len(reply))) for reply in (ids, [*ids, 1])] for ids in [*lists, lists[0]]]
-    assert_packed_is_flat(tiny_module(), [path for pair in pairs for path in pair])
+    assert_packed_is_flat(tiny_module().double(), [path for pair in pairs for path in pair])
 
 
 def test_packed_equals_flat_under_lora():

@@ -26,23 +26,19 @@ def run_eval(name: str, model: ChatModel, scenarios: Sequence[Scenario], *, brie
         log: called as (label, done, total) while the dialogues grow.
     Raises: ConfigError: if the evaluation is unknown, or a team has one member.
     """
-    from dialoom.dialogue import Brief
     from dialoom.evals import persuasion
     from dialoom.models.base import Sampling
-    from dialoom.simulate import ModelSpeaker, own_first
+    from dialoom.simulate import speaking
 
     if name not in EVALS:
         raise ConfigError(f"evaluation {name!r} is unknown; expected one of {', '.join(EVALS)}")
-    sampling, under = Sampling(0.0, max_new_tokens=max_new_tokens), (Brief("brief" if brief else "", brief),)
-
-    def speaker(which: ChatModel, called: str) -> ModelSpeaker:
-        return ModelSpeaker(called, which, sampling, lambda dialogue, seed: under, own_first)
-
+    greedy = Sampling(0.0, max_new_tokens=max_new_tokens)
     if name != "team":
-        result: persuasion.Result = getattr(persuasion, name)(speaker(model, "subject"), scenarios, label=model.name,
-                                                              seed=seed, log=log)
+        subject = speaking("subject", model, greedy, brief)
+        result: persuasion.Result = getattr(persuasion, name)(subject, scenarios, label=model.name, seed=seed, log=log)
         return result.rows
     if partner is None:
         raise ConfigError("team needs a second model; give --partner")
-    return persuasion.team(speaker(model, "one"), speaker(partner, "other"), scenarios,
+    members = speaking("one", model, greedy, brief), speaking("other", partner, greedy, brief)
+    return persuasion.team(*members, scenarios,
                            label=f"{model.name} and {partner.name}", seed=seed, log=log).rows

@@ -18,16 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialoom.dialogue import Brief, Dialogue, DialogueTree, Scenario, content_id
+from dialoom.dialogue import Dialogue, DialogueTree, Scenario, content_id
 from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.progress import progress
 from dialoom.recipes import shards
 from dialoom.recipes.pbt_config import PAPER, PRESETS, PBTConfig
-from dialoom.scenarios.triviaqa import alternatives, load_trivia, pocket_trivia
+from dialoom.scenarios.triviaqa import load_trivia, pocket_trivia, with_distractors
 from dialoom.select import Example, Pair, balance
-from dialoom.simulate import ModelSpeaker, grow, own_first
+from dialoom.simulate import ModelSpeaker, grow, own_first, speaking
 from dialoom.store import TreeLog, read_rows, read_trees, write_rows, write_whole
 
 if TYPE_CHECKING:
@@ -49,18 +49,23 @@ Log = Callable[[str], None]
 # ------------------------------------------------------------------------------------------------ questions
 
 
-def questions(config: PBTConfig, split: str, log: Log = print) -> list[Scenario]:
+def quiet(line: str) -> None:
+    """Says nothing: what is wrong with a user's file is told once, when the debates begin."""
+
+
+def questions(config: PBTConfig, split: str, log: Log = quiet) -> list[Scenario]:
     """The trivia questions of a split: "train", "valid" or "test"; for evaluation in phrasings training never sees.
 
     A user's file is split 70/15/15 by a hash of the question's id, so a question never moves.
+
+    Args:
+        log: told of rows that cannot be used.
     """
     if not config.data:
         found = pocket_trivia(split, seed=config.seed, phrasing="train" if split == "train" else "held_out")
     else:
         rows = load_trivia(config.data, on_bad=log, on_note=log)
-        wrong = alternatives(rows, config.seed)
-        found = [replace(row, facts={**row.facts, "distractors": row.facts.get("distractors") or [wrong[row.id]]})
-                 for row in rows if row.id in wrong and _split(row.id) == split]
+        found = [row for row in with_distractors(rows, config.seed) if _split(row.id) == split]
         if len(found) < 2:
             raise DataError(f"{config.data}: {len(rows)} usable questions leave {len(found)} for the {split} split; "
                             "give at least 20")
@@ -149,7 +154,7 @@ def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[st
     mine = [pair for pair in pairs if pair.notes["speaker"] in own]
     by_kind = {kind: [pair for pair in mine if pair.kind == kind] for kind in ("accept", "resist")}
     size = 2 * min(len(found) for found in by_kind.values())
-    size = min(size, config.max_pairs) if config.max_pairs else size
+    size = min(size, config.max_pairs // 2 * 2) if config.max_pairs else size
     if size < 2:
         found = ", ".join(f"{len(rows)} {kind}" for kind, rows in by_kind.items())
         raise DataError(f"pairs of {learner}: {found}; both kinds are needed: use more questions, a higher temperature "
@@ -197,10 +202,8 @@ def train_arm(config: PBTConfig, model: LocalModel, pairs: Sequence[Pair], out: 
 def subject(model: ChatModel, config: PBTConfig, brief: str = "", name: str = SUBJECT,
             temperature: float = 0.0) -> ModelSpeaker:
     """A model under evaluation, greedy unless told otherwise, under the neutral prompt or the given brief."""
-    text = brief or config.neutral
-    speaks_under = Brief("brief" if brief else "neutral", text) if text else Brief("", "")
     sampling = Sampling(temperature, max_new_tokens=config.max_new_tokens)
-    return ModelSpeaker(name, model, sampling, lambda dialogue, seed: (speaks_under,), own_first)
+    return speaking(name, model, sampling, brief or config.neutral)
 
 
 def evaluate_subject(config: PBTConfig, model: ChatModel, label: str, brief: str = "",
@@ -326,7 +329,7 @@ def _base_recall(config: PBTConfig, model: ChatModel) -> float:
     """How much of (a sample of) the training questions the model that will be trained answers right by itself."""
     from dialoom.evals.persuasion import recall
 
-    asked = questions(config, "train", log=lambda message: None)[:100]
+    asked = questions(config, "train")[:100]
     return recall(subject(model, config), asked, label="base", seed=config.seed).rows[0].value
 
 
@@ -449,8 +452,8 @@ def plan(config: PBTConfig) -> list[dict[str, Any]]:
     CPU core; of another model's speed nothing is known before it runs.
     """
     check_trainable(config.model)
-    asked = len(questions(config, "train", log=lambda message: None))
-    held_out = len(questions(config, "test", log=lambda message: None))
+    asked = len(questions(config, "train"))
+    held_out = len(questions(config, "test"))
     known = held_out if config.data else min(config.limit or 545, 545)
     trees = asked * config.samples * (2 if config.both_orders else 1)
     talk = trees * (21 if config.layout == "released" else 10)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dialoom.dialogue import Brief, Chat
+from dialoom.dialogue import Chat
 from dialoom.evals import persuasion
 from dialoom.models.base import Sampling
 from dialoom.models.load import weights_hash
@@ -37,7 +37,7 @@ from dialoom.pocket.world import (
 from dialoom.pocket.world.facts import load_facts, small_knows
 from dialoom.recipes.pocket import PocketConfig, Row, build, progress_of, tokenise
 from dialoom.scenarios.triviaqa import pocket_trivia
-from dialoom.simulate import ModelSpeaker
+from dialoom.simulate import ModelSpeaker, speaking
 
 CARD = """---
 license: apache-2.0
@@ -80,8 +80,7 @@ def say(model: LocalModel, chats: list[Chat], sampling: Sampling = GREEDY) -> li
 
 
 def _speaker(model: LocalModel, brief: str = "") -> ModelSpeaker:
-    under = (Brief("brief" if brief else "", brief),)
-    return ModelSpeaker("subject", model, GREEDY, lambda dialogue, seed: under)
+    return speaking("subject", model, GREEDY, brief)
 
 
 def known_facts(model: LocalModel) -> dict[str, Any]:

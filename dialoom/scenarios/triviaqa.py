@@ -20,6 +20,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +131,13 @@ def alternatives(scenarios: Sequence[Scenario], seed: int) -> dict[str, str]:
     ordered = {shape: [found for _, found in sorted(group.items())] for shape, group in pool.items()}
     chosen = {scenario.id: _alternative(scenario, ordered, seed) for scenario in scenarios}
     return {id: answer for id, answer in chosen.items() if answer is not None}
+
+
+def with_distractors(scenarios: Sequence[Scenario], seed: int) -> list[Scenario]:
+    """The scenarios that have or find a wrong answer (see `alternatives`), each with `distractors` in its facts."""
+    wrong = alternatives(scenarios, seed)
+    return [replace(one, facts={**one.facts, "distractors": one.facts.get("distractors") or [wrong[one.id]]})
+            for one in scenarios if one.id in wrong]
 
 
 def _alternative(
