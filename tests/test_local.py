@@ -75,7 +75,10 @@ def test_noise_depends_on_the_key_alone_and_not_on_the_length():
     assert decode.uniforms("a", 5).tolist() != decode.uniforms("b", 5).tolist()
 
 
-def test_equal_prompts_are_computed_once(model, monkeypatch):
+def test_equal_prompts_are_computed_once_without_an_engine(monkeypatch):
+    model = tiny_model("mistral")
+    with pytest.warns(UserWarning, match="read whole"):
+        model.chat(CHATS[:1], GREEDY, ["a"])
     seen = []
     original = model.module.forward
     monkeypatch.setattr(model.module, "forward", lambda **given: (seen.append(tuple(given["input_ids"].shape)),
@@ -129,9 +132,12 @@ def test_a_prompt_too_long_for_the_context_is_cut_counted_and_said_once(recwarn)
         model.chat([CHATS[0]], Sampling(max_new_tokens=128), ["a"])
 
 
-def test_a_batch_that_finds_no_memory_is_halved_and_gives_the_same_text(model, monkeypatch):
-    expected = model.chat(SIBLINGS, Sampling(max_new_tokens=20), KEYS)
+def test_a_batch_that_finds_no_memory_is_halved_and_gives_the_same_text(monkeypatch):
+    model = tiny_model("mistral")
     small = LocalModel(model.module, model.tokenizer, batch_tokens=2000)
+    with pytest.warns(UserWarning, match="read whole"):
+        expected = model.chat(SIBLINGS, Sampling(max_new_tokens=20), KEYS)
+        small.chat(CHATS[:1], GREEDY, ["a"])
     original = decode.draw
 
     def scarce(module, prompts, *rest):

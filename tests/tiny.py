@@ -1,4 +1,4 @@
-"""Tiny random models for tests: a byte-level tokenizer with a chat template, and two-layer Llama and Qwen3 shapes.
+"""Tiny random models for tests: a byte-level tokenizer with a chat template, and two-layer models of several kinds.
 
 Nothing is downloaded and nothing is trained: the tokenizer learns its merges from one paragraph, weights are random and
 sharpened so that sampled text is not mere noise around a flat distribution.
@@ -51,13 +51,22 @@ def tiny_tokenizer(template: str | None = TEMPLATE, extra: tuple[str, ...] = ())
 
 
 def tiny_module(kind: str = "llama", *, seed: int = 0, vocab: int = 400, context: int = 256) -> Any:
-    """A random two-layer causal LM in fp32: `kind` is "llama" or "qwen3" (grouped queries in both)."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    """A random two-layer causal LM in fp32.
+
+    `kind` is "llama" or "qwen3" (grouped queries in both), "gpt_neox" (another family altogether), "mistral" (a window
+    of 16 tokens) or "mamba" (no attention).
+    """
+    import transformers
     shape = {"vocab_size": vocab, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": context,
              "bos_token_id": 1, "eos_token_id": 5, "pad_token_id": 0, "tie_word_embeddings": True}
+    name = {"llama": "Llama", "qwen3": "Qwen3", "gpt_neox": "GPTNeoX", "mistral": "Mistral", "mamba": "Mamba"}[kind]
+    if kind in ("gpt_neox", "mamba"):
+        shape = {key: value for key, value in shape.items() if key not in ("num_key_value_heads", "head_dim")}
+    if kind == "mistral":
+        shape["sliding_window"] = 16
     torch.manual_seed(seed)
-    module = LlamaForCausalLM(LlamaConfig(**shape)) if kind == "llama" else Qwen3ForCausalLM(Qwen3Config(**shape))
+    module = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape))
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() > 1:

@@ -1,7 +1,8 @@
-"""Batched sampling from a causal LM, written as a plain loop over a kept key-value cache.
+"""Sampling from a causal LM: noise, the choice of a token, and the plain loop for models the engine cannot run.
 
-Left padding, equal prompts computed once, finished rows leave the batch. Noise is one uniform number per (key, step),
-put through the inverse of the cumulative distribution: a request gets the same text in any batch, order or resume.
+The loop: left padding, equal prompts computed once, finished rows leave the batch. Noise is one uniform number per
+(key, step), put through the inverse of the cumulative distribution: a request gets the same text in any batch, order or
+resume.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dialoom.errors import ModelError
 from dialoom.models.base import Sampling
 
 Ids = Sequence[int]
+
+RUN = 64
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,43 @@ def pick(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
         return logits.float().argmax(-1)
     if logits.device.type == "mps":  # no float64 there
         return pick(logits.cpu(), sampling, noise.cpu()).to(logits.device)
-    scaled = logits.double() / sampling.temperature
+    scaled = logits.float() / sampling.temperature
     if 0 < sampling.top_k < scaled.shape[-1]:
         least = scaled.topk(sampling.top_k).values[:, -1:]
         scaled = scaled.masked_fill(scaled < least, float("-inf"))
     weights = scaled.softmax(-1)
-    if sampling.top_p < 1:
-        ordered = weights.sort(descending=True).values
-        kept = ordered.cumsum(-1) - ordered < sampling.top_p  # what came before has not reached top_p yet
-        least = ordered.masked_fill(~kept, 2.0).amin(-1, keepdim=True)
-        weights = weights.masked_fill(weights < least, 0.0)
-    mass = weights.cumsum(-1)
-    at = torch.searchsorted(mass, noise[:, None] * mass[:, -1:], right=True)
-    return at.squeeze(-1).clamp_(max=weights.shape[-1] - 1)
+    return _inverted(_nucleus(weights, sampling.top_p) if sampling.top_p < 1 else weights, noise)
+
+
+def _nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """The weights without those that come after `top_p` of the mass, the likeliest first."""
+    size = 0
+    before = weights.new_zeros(1, 1)
+    while size < weights.shape[-1] and bool((before[:, -1] < top_p).any()):  # rarely more than once
+        size = min(max(64, 8 * size), weights.shape[-1])
+        top = weights.topk(size).values
+        before = top.cumsum(-1) - top
+    least = top.masked_fill(before >= top_p, 2.0).amin(-1, keepdim=True)
+    return weights.masked_fill(weights < least, 0.0)
+
+
+def _inverted(weights: Tensor, noise: Tensor) -> Tensor:
+    """(batch,) where the running sum of each row of `weights` passes `noise` times its total.
+
+    In two steps, a run of tokens and a token in it: a running sum over a whole vocabulary takes longer than all else.
+    """
+    size = -(-weights.shape[-1] // RUN)
+    if weights.shape[-1] % RUN:
+        weights = torch.nn.functional.pad(weights, (0, size * RUN - weights.shape[-1]))
+    runs = weights.view(len(weights), size, RUN)
+    mass = runs.sum(-1).double().cumsum(-1)
+    wanted = noise[:, None] * mass[:, -1:]
+    run = torch.searchsorted(mass, wanted, right=True).clamp_(max=size - 1)
+    before = mass.gather(1, (run - 1).clamp(min=0)).masked_fill(run == 0, 0.0)
+    within = runs.gather(1, run[..., None].expand(-1, 1, RUN)).squeeze(1).double().cumsum(-1)
+    token = torch.searchsorted(within, wanted - before, right=True).squeeze(1)
+    last = (within < within[:, -1:]).sum(-1)  # rounding must not lead to a token without weight
+    return run.squeeze(1) * RUN + torch.minimum(token, last)
 
 
 def padded_left(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -79,15 +106,19 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_(min=0)
 
 
-def batches(prompts: Sequence[Ids], room: int, batch_tokens: int) -> Iterator[list[int]]:
+def batches(prompts: Sequence[Ids], room: int, batch_tokens: int, *, even: bool = False) -> Iterator[list[int]]:
     """Indices of prompts in groups whose padded tokens, with `room` new ones a row, stay within `batch_tokens`.
 
     Longest first, so that a group pads little and memory is known from the first one; equal prompts are neighbours.
+
+    Args:
+        even: only prompts of one length together: recurrent layers would take padding for tokens.
     """
     order = sorted(range(len(prompts)), key=lambda at: (-len(prompts[at]), tuple(prompts[at])))
     group: list[int] = []
     for at in order:
-        if group and (len(group) + 1) * (len(prompts[group[0]]) + room) > batch_tokens:
+        if group and ((len(group) + 1) * (len(prompts[group[0]]) + room) > batch_tokens
+                      or (even and len(prompts[at]) != len(prompts[group[0]]))):
             yield group
             group = []
         group.append(at)
@@ -149,7 +180,8 @@ class Prefilled:
 
     def expand(self, index: Tensor) -> None:
         """Keep the given distinct rows, repeated as given, in this order."""
-        self.cache.batch_select_indices(index)
+        for layer in self.cache.layers:
+            (getattr(layer, "batch_select_indices", None) or layer.reorder_cache)(index)  # the latter: recurrent ones
         self.logits, self.lengths = self.logits[index], self.lengths[index]
         self.mask = self.mask[index] if self.mask is not None else None
 
@@ -182,7 +214,7 @@ def draw(module: Any, prompts: Sequence[Ids], noise: Tensor, sampling: Sampling,
     alive = list(range(len(prompts)))
     said: list[list[int]] = [[] for _ in prompts]
     mask = None if state.mask is None else torch.nn.functional.pad(state.mask, (0, sampling.max_new_tokens), value=1)
-    length = state.cache.get_seq_length()
+    length = max(map(len, prompts))
     for step in range(sampling.max_new_tokens):
         token = pick(state.logits, sampling, noise[:, step])
         going = []

@@ -1,6 +1,6 @@
 """Any transformers causal LM on this machine: chat, weigh options, score replies, carry a LoRA adapter, save.
 
-The sampling loop is in `decode`, the chat template in `template`. Weights are read from and written to safetensors
+How text is drawn is in `engine`, the chat template in `template`. Weights are read from and written to safetensors
 only, and no code is ever taken from a model's folder. The fingerprint follows the weights: training changes it.
 """
 
@@ -24,7 +24,10 @@ from dialoom.models.base import Completion, Sampling
 from dialoom.models.template import ChatTemplate, fit
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Parameter
+
+    from dialoom.models.engine import Engine, Position
 
 T = TypeVar("T")
 
@@ -64,6 +67,8 @@ class LocalModel:
         self.truncated = 0
         self._adapter_on = True
         self._hashed: tuple[object, str] | None = None
+        self._engine: Engine | None = None
+        self._no_engine, self._refused = "", None  # why the module at the time has no engine
 
     @classmethod
     def load(cls, path_or_name: str | Path, *, adapter: str | Path | None = None, device: str = "auto",
@@ -124,26 +129,78 @@ class LocalModel:
         self.truncated += cut
         return [ids for ids, _ in fitted]
 
-    def chat(self, chats: Sequence[Chat], sampling: Sampling, keys: Sequence[str]) -> list[Completion]:
-        """Continue each chat with one assistant message; equal keys and chats give equal text in any batch."""
+    def chat(self, chats: Sequence[Chat], sampling: Sampling, keys: Sequence[str], *,
+             prefixes: Sequence[Tensor | None] | None = None, position: Position = "end") -> list[Completion]:
+        """Continue each chat with one assistant message; equal keys and chats give equal text in any batch.
+
+        Args:
+            prefixes: for each chat soft tokens, (tokens, width) embeddings, or None; they steer this reply only and
+                are in no later prompt.
+            position: they stand after the first token ("start"; the whole chat is then read anew) or after the last.
+        Raises: ModelError: for soft tokens, if the model cannot be run on ragged batches.
+        """
+        if len(chats) != len(keys) or (prefixes is not None and len(chats) != len(prefixes)):
+            given = f"{len(keys)} keys" + ("" if prefixes is None else f" and {len(prefixes)} prefixes")
+            raise ModelError(f"{self.name}: {len(chats)} chats came with {given}; give one key for each chat (and one "
+                             "prefix or None, where there are any)")
+        soft = max((len(prefix) for prefix in prefixes or () if prefix is not None), default=0)
+        prompts = self._fitted(chats, sampling.max_new_tokens + soft)
+        with self._inference():
+            if (engine := self.engine) is not None:
+                engine.batch_tokens = self.batch_tokens
+                drawn = engine.draw(prompts, keys, sampling, self.stops, prefixes=prefixes, position=position)
+                self.batch_tokens = engine.batch_tokens
+            elif soft:
+                raise ModelError(f"{self.name} cannot be steered by soft tokens: {self._no_engine}")
+            else:
+                drawn = self._drawn_plainly(prompts, sampling, keys)
+        return [self._completion(one) for one in drawn]
+
+    def _drawn_plainly(self, prompts: Sequence[list[int]], sampling: Sampling, keys: Sequence[str]) -> list[Any]:
+        """Without an engine: every prompt is read whole."""
         import numpy as np
         import torch
 
         from dialoom.models import decode
-        if len(chats) != len(keys):
-            raise ModelError(f"{self.name}: {len(chats)} chats came with {len(keys)} keys; give one key for each chat")
-        prompts = self._fitted(chats, sampling.max_new_tokens)
 
         def draw(group: list[int]) -> list[decode.Drawn]:
             noise = np.stack([decode.uniforms(keys[at], sampling.max_new_tokens) for at in group])
             return decode.draw(self.module, [prompts[at] for at in group], torch.from_numpy(noise).to(self.device),
                                sampling, self.stops)
 
-        return [self._completion(drawn) for drawn in self._in_batches(prompts, sampling.max_new_tokens, draw)]
+        return self._in_batches(prompts, sampling.max_new_tokens, draw)
 
     def _completion(self, drawn: Any) -> Completion:
         text = self.tokenizer.decode(drawn.ids, skip_special_tokens=True).strip()
         return Completion(text, "stop" if drawn.ended else "length", drawn.ids)
+
+    def states(self, chats: Sequence[Chat]) -> Tensor:
+        """(chats, width) hidden state after the last norm at each chat's last prompt token; no head is computed.
+
+        Raises: ModelError: if the model cannot be run on ragged batches.
+        """
+        prompts = self._fitted(chats, 1)
+        with self._inference():
+            if self.engine is None:
+                raise ModelError(f"{self.name} gives no states: {self._no_engine}")
+            return self.engine.states(prompts)
+
+    @property
+    def engine(self) -> Engine | None:
+        """What generates: rows of unequal length together, keys and values kept; None if the model does not allow it.
+
+        Then every prompt is read whole, and a warning has said why.
+        """
+        if self._engine is None or self._engine.module is not self.module:
+            if self._no_engine and self._refused is self.module:
+                return None
+            from dialoom.models.engine import engine_for
+            try:
+                self._engine = engine_for(self.module, self.context, batch_tokens=self.batch_tokens)
+            except ModelError as error:
+                self._engine, self._no_engine, self._refused = None, str(error), self.module
+                warnings.warn(f"{self.name}: every prompt is read whole: {error}", stacklevel=3)
+        return self._engine
 
     def choose(self, chats: Sequence[Chat], options: Sequence[str]) -> list[list[float]]:
         """Log-probability (nats, normalised over `options`) that each chat's reply begins with each option."""
@@ -161,7 +218,9 @@ class LocalModel:
             return decode.option_logprobs(self.module, [prompts[at] for at in group], [said[at] for at in group],
                                           self.device)
 
-        scores = self._in_batches(prompts, room, weigh, share=len(options))
+        with self._inference():
+            scores = self.engine.weigh(prompts, said) if self.engine is not None \
+                else self._in_batches(prompts, room, weigh, share=len(options))
         return [torch.tensor(row, dtype=torch.float64).log_softmax(-1).tolist() for row in scores]
 
     def _option_ids(self, chat: Chat, prompt: list[int], option: str) -> list[int]:
@@ -191,11 +250,13 @@ class LocalModel:
         from dialoom.models import decode
         found: dict[int, T] = {}
         tries = 0
+        recurrent = getattr(self.module, "_is_stateful", False)
         with self._inference():
             while len(found) < len(rows):
                 todo = [at for at in range(len(rows)) if at not in found]
                 try:
-                    for part in decode.batches([rows[at] for at in todo], room, self.batch_tokens // share):
+                    for part in decode.batches([rows[at] for at in todo], room, self.batch_tokens // share,
+                                               even=recurrent):
                         group = [todo[at] for at in part]
                         found.update(zip(group, run(group), strict=True))
                 except (MemoryError, RuntimeError) as error:

@@ -1,0 +1,43 @@
+"""Which models' attention can be replaced without changing what they compute."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+ROPE_BY_LENGTH = {"dynamic", "longrope"}  # their angles depend on the longest position in the row
+
+
+def why_not_replaceable(module: Any, longest: float = math.inf) -> str | None:
+    """Why plain attention in another order would not be exact for this model, by name; None if it is.
+
+    Args:
+        module: a transformers causal LM or a PeftModel around one.
+        longest: tokens in the longest sequence; a window at least that wide hides nothing.
+    """
+    config = module.config.get_text_config()
+    base = module.get_base_model() if hasattr(module, "peft_config") else module
+    kinds = set(getattr(config, "layer_types", None) or [])
+    windows = {"sliding_attention": getattr(config, "sliding_window", None),
+               "chunked_attention": getattr(config, "attention_chunk_size", None)}
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+    foreign = kinds - {"full_attention", "attention", *windows}
+    found = None
+    if getattr(base, "_is_stateful", False) or foreign:
+        found = f"recurrent or other layers without full attention ({', '.join(sorted(foreign)) or 'stateful'})"
+    elif not getattr(base, "_supports_attention_backend", False):
+        found = "an attention that transformers cannot replace"
+    elif any(name.endswith("sinks") for name, _ in base.named_parameters()):
+        found = "attention sinks"
+    elif getattr(config, "attn_logit_softcapping", None) is not None:
+        found = "capped attention scores"
+    elif ropes & ROPE_BY_LENGTH:
+        found = f"rotary positions that depend on the row's length ({', '.join(sorted(ropes & ROPE_BY_LENGTH))})"
+    elif getattr(config, "attention_dropout", 0.0):
+        found = f"attention dropout of {config.attention_dropout}"
+    else:
+        for kind, window in windows.items():
+            if window is not None and window < longest and (kind in kinds or not kinds):
+                found = f"{kind.replace('_', ' ')} over a window of {window} tokens"
+    return found and f"{config.model_type} has {found}"
