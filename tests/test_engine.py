@@ -108,6 +108,14 @@ def test_what_many_prompts_begin_with_is_read_once(engine):
     assert sum(read) == 0
 
 
+@pytest.mark.parametrize("size", [1, 7, 16])
+def test_prompts_longer_than_one_pass_of_reading_are_read_in_several(engine, size):
+    small = Engine(engine.module)
+    small.read_tokens = size
+    assert replies(small, PROMPTS) == replies(engine, PROMPTS)
+    assert torch.allclose(small.states(PROMPTS[::-1]), engine.states(PROMPTS[::-1]), atol=2e-5)
+
+
 def test_states_are_those_of_the_last_token_after_the_norm(engine):
     states = engine.states(PROMPTS)
     for prompt, state in zip(PROMPTS, states, strict=True):
@@ -194,6 +202,9 @@ def test_models_it_cannot_run_exactly_are_named_and_read_whole(kind, reason):
     with pytest.warns(UserWarning, match=reason):
         together = model.chat(chats, RANDOMLY, KEYS[:3])
     assert [model.chat([chat], RANDOMLY, [key])[0] for chat, key in zip(chats, KEYS, strict=False)] == together
+    for chat, reply in zip(chats, model.chat(chats, GREEDILY, KEYS[:3]), strict=True):
+        said = generated(model.module, model.prompt_ids(chat))
+        assert list(reply.tokens) == (said[:said.index(5) + 1] if 5 in said else said)
     with pytest.raises(ModelError, match="soft tokens.*" + reason):
         model.chat(chats, GREEDY, KEYS[:3], prefixes=[torch.zeros(2, 48)] * 3)
     with pytest.raises(ModelError, match="no states"):

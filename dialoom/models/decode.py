@@ -8,6 +8,7 @@ resume.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,13 @@ from dialoom.models.base import Sampling
 Ids = Sequence[int]
 
 RUN = 64
+
+
+class NotANumberError(ModelError):
+    """The model's output is not a number."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's output is not a number (NaN): its weights are broken, or training diverged")
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,16 @@ def roomy_cache(config: Any, room: int) -> Any:
     return cache
 
 
+def kept(module: Any, cache: Any) -> dict[str, Any]:
+    """The cache under the name that this model gives it. Raises ModelError if it keeps its state otherwise."""
+    base = module.get_base_model() if hasattr(module, "peft_config") else module
+    names = inspect.signature(type(base).forward).parameters
+    for name in ("past_key_values", "cache_params"):  # attention; recurrent layers only
+        if name in names:
+            return {name: cache}
+    raise ModelError(f"{base.config.model_type} keeps what it has read in a way of its own; use a model with attention")
+
+
 @dataclass
 class Prefilled:
     """Distinct prompts run once: the cache over them and the logits after their last token."""
@@ -194,9 +212,9 @@ def prefill(module: Any, prompts: Sequence[Ids], room: int, device: torch.device
     ragged = not bool(mask.all())
     cache = roomy_cache(module.config, room)
     logits = module(input_ids=ids, attention_mask=mask if ragged else None, position_ids=positions(mask),
-                    past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                    **kept(module, cache), use_cache=True, logits_to_keep=1).logits[:, -1]
     if bool(logits.isnan().any()):
-        raise ModelError("the model's output is not a number (NaN): its weights are broken, or training diverged")
+        raise NotANumberError
     return Prefilled(logits, cache, mask if ragged else None, mask.sum(-1), rows)
 
 
@@ -205,10 +223,10 @@ def draw(module: Any, prompts: Sequence[Ids], noise: Tensor, sampling: Sampling,
 
     Args:
         module: a transformers causal LM, in eval mode.
-        noise: (batch, max_new_tokens) float64 on the model's device.
+        noise: (batch, max_new_tokens) float64 on the model's device (on the host where that has no float64).
         stops: ids that end a reply; the ending id is part of the drawn ids.
     """
-    device = noise.device
+    device = next(module.parameters()).device
     state = prefill(module, prompts, sampling.max_new_tokens, device)
     state.expand(torch.tensor(state.rows, device=device))
     alive = list(range(len(prompts)))
@@ -228,11 +246,11 @@ def draw(module: Any, prompts: Sequence[Ids], noise: Tensor, sampling: Sampling,
             index = torch.tensor(going, device=device)
             state.expand(index)
             alive = [alive[row] for row in going]
-            token, noise = token[index], noise[index]
+            token, noise = token[index], noise[index.to(noise.device)]
             mask = mask[index] if mask is not None else None
         state.logits = module(input_ids=token[:, None], position_ids=(state.lengths + step)[:, None],
                               attention_mask=None if mask is None else mask[:, :length + step + 1],
-                              past_key_values=state.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                              **kept(module, state.cache), use_cache=True, logits_to_keep=1).logits[:, -1]
     return [Drawn(tuple(ids), ids[-1] in stops) for ids in said]
 
 
@@ -252,7 +270,7 @@ def option_logprobs(module: Any, prompts: Sequence[Ids], options: Sequence[Seque
     state = prefill(module, prompts, longest, device)
     first = state.logits[torch.tensor(state.rows, device=device)].float().log_softmax(-1)
     begins = torch.tensor([[option[0] for option in row] for row in options], device=device)
-    total = first.gather(-1, begins).double()
+    total = first.gather(-1, begins).cpu().double()
     if longest > 1:  # the first token is scored by the prompt's last logits, only the rest needs another pass
         state.expand(torch.tensor(state.rows, device=device).repeat_interleave(count))
         flat = [list(option) for row in options for option in row]
@@ -260,10 +278,10 @@ def option_logprobs(module: Any, prompts: Sequence[Ids], options: Sequence[Seque
         targets = torch.tensor([option[1:] + [-1] * (longest - len(option)) for option in flat], device=device)
         mask = None if state.mask is None else torch.nn.functional.pad(state.mask, (0, longest - 1), value=1)
         at = state.lengths[:, None] + torch.arange(longest - 1, device=device)
-        logits = module(input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=state.cache,
+        logits = module(input_ids=ids, attention_mask=mask, position_ids=at, **kept(module, state.cache),
                         use_cache=True).logits
         scores = _token_logprobs(logits, targets.clamp(min=0))
-        total += scores.masked_fill(targets < 0, 0.0).double().sum(-1).view(-1, count)
+        total += scores.masked_fill(targets < 0, 0.0).cpu().double().sum(-1).view(-1, count)
     return [[float(value) for value in row] for row in total.tolist()]
 
 
@@ -281,7 +299,7 @@ def reply_logprobs(module: Any, rows: Sequence[tuple[Ids, int]], device: torch.d
     scores = _token_logprobs(logits, ids[:, -longest:])
     counts = torch.tensor([len(row) - start for row, start in rows], device=device)
     inside = torch.arange(longest, 0, -1, device=device)[None] <= counts[:, None]
-    return [float(value) for value in scores.masked_fill(~inside, 0.0).double().sum(-1).tolist()]
+    return [float(value) for value in scores.masked_fill(~inside, 0.0).cpu().double().sum(-1).tolist()]
 
 
 def _token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from typing import Any
 ROPE_BY_LENGTH = {"dynamic", "longrope"}  # their angles depend on the longest position in the row
 
 
-def why_not_replaceable(module: Any, longest: float = math.inf) -> str | None:
+def why_not_replaceable(module: Any, longest: float = math.inf, *, training: bool = False) -> str | None:
     """Why plain attention in another order would not be exact for this model, by name; None if it is.
 
     Args:
         module: a transformers causal LM or a PeftModel around one.
         longest: tokens in the longest sequence; a window at least that wide hides nothing.
+        training: whether the model's dropout is on.
     """
     config = module.config.get_text_config()
     base = module.get_base_model() if hasattr(module, "peft_config") else module
@@ -24,7 +25,10 @@ def why_not_replaceable(module: Any, longest: float = math.inf) -> str | None:
     ropes = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
     foreign = kinds - {"full_attention", "attention", *windows}
     found = None
-    if getattr(base, "_is_stateful", False) or foreign:
+    adapters = getattr(module, "peft_config", {}).values()
+    if any(adapter.is_prompt_learning for adapter in adapters):
+        found = "an adapter that puts virtual tokens before every prompt"
+    elif getattr(base, "_is_stateful", False) or foreign:
         found = f"recurrent or other layers without full attention ({', '.join(sorted(foreign)) or 'stateful'})"
     elif not getattr(base, "_supports_attention_backend", False):
         found = "an attention that transformers cannot replace"
@@ -34,7 +38,7 @@ def why_not_replaceable(module: Any, longest: float = math.inf) -> str | None:
         found = "capped attention scores"
     elif ropes & ROPE_BY_LENGTH:
         found = f"rotary positions that depend on the row's length ({', '.join(sorted(ropes & ROPE_BY_LENGTH))})"
-    elif getattr(config, "attention_dropout", 0.0):
+    elif training and bool(getattr(config, "attention_dropout", 0.0)):
         found = f"attention dropout of {config.attention_dropout}"
     else:
         for kind, window in windows.items():

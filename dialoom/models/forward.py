@@ -163,7 +163,7 @@ def _across(*linears: Any) -> Tensor:
 
 def _weight(linear: Any) -> Tensor:
     weight: Tensor = getattr(linear, "base_layer", linear).weight
-    if hasattr(linear, "base_layer") and not linear.disable_adapters and not linear.merged:
+    if hasattr(linear, "base_layer") and not linear.disable_adapters:
         for adapter in linear.active_adapters:
             if adapter in linear.lora_A:
                 weight = weight + linear.get_delta_weight(adapter)
@@ -177,7 +177,7 @@ def _biases(*linears: Any) -> Tensor | None:
 
 def can_fuse(module: Any) -> bool:
     """Whether `Fused` knows this architecture and a copy of its weights is worth its memory."""
-    from torch.nn import Linear
+    from torch.nn import Embedding, Linear
     model = base_model(module)
     if model.config.model_type not in FUSED_TYPES or model.config.hidden_act != "silu":
         return False
@@ -187,19 +187,25 @@ def can_fuse(module: Any) -> bool:
     if any(parameter.device.type != "cpu" or parameter.dtype not in (torch.float32, torch.float64)
            for parameter in parameters):
         return False
-    return all(type(part) is Linear or _is_plain_lora(part) for name, part in model.named_modules()
-               if name.endswith(("_proj", "lm_head")))
+    if type(model.get_decoder().embed_tokens) is not Embedding:
+        return False
+    if not all(_is_plain_lora(part) for part in model.modules()
+               if hasattr(part, "base_layer") or hasattr(part, "original_module")):
+        return False
+    linears = {name: getattr(part, "base_layer", part) for name, part in model.named_modules()
+               if name.endswith(("_proj", "lm_head"))}
+    return all(type(part) is Linear and (part.bias is None or "self_attn" in name) for name, part in linears.items())
 
 
 def _is_plain_lora(part: Any) -> bool:
     from peft.tuners.lora import Linear
-    return type(part) is Linear and not any(part.use_dora.values()) and not any(
-        getattr(part, "lora_bias", {}).values())
+    return type(part) is Linear and not part.merged and not any(part.use_dora.values()) and not any(
+        part.lora_bias.values()) and not part.lora_variant
 
 
 def weights_state(module: Any) -> tuple[object, ...]:
     """Changes whenever a weight was written or an adapter switched."""
-    adapters = [(part.disable_adapters, part.merged, tuple(part.active_adapters)) for part in module.modules()
-                if hasattr(part, "base_layer")]
-    return (id(module), tuple(set(adapters)),
+    adapters = [(part.disable_adapters, part.merged, *part.active_adapters, *getattr(part, "scaling", {}).items())
+                for part in module.modules() if hasattr(part, "base_layer")]
+    return (id(module), *adapters,
             tuple((parameter._version, parameter.data_ptr()) for parameter in module.parameters()))

@@ -48,7 +48,8 @@ class LocalModel:
         base: how a saved adapter names the model it belongs to.
         stops: ids that end a reply.
         context: longest prompt with its reply, in tokens.
-        batch_tokens: how many tokens (padding and new ones included) one forward batch may hold.
+        batch_tokens: how many tokens (padding and new ones included) one plain batch may hold; if given, also those the
+            engine has in flight.
         truncated: how many prompts were too long and lost their oldest messages so far.
     """
 
@@ -64,6 +65,7 @@ class LocalModel:
         self.stops = _stops(module, tokenizer, self.template)
         self.context = int(getattr(module.config, "max_position_embeddings", 0) or 1 << 30)
         self.batch_tokens = batch_tokens or (16_384 if self.device.type == "cpu" else 131_072)
+        self._in_flight = batch_tokens
         self.truncated = 0
         self._adapter_on = True
         self._hashed: tuple[object, str] | None = None
@@ -147,9 +149,7 @@ class LocalModel:
         prompts = self._fitted(chats, sampling.max_new_tokens + soft)
         with self._inference():
             if (engine := self.engine) is not None:
-                engine.batch_tokens = self.batch_tokens
                 drawn = engine.draw(prompts, keys, sampling, self.stops, prefixes=prefixes, position=position)
-                self.batch_tokens = engine.batch_tokens
             elif soft:
                 raise ModelError(f"{self.name} cannot be steered by soft tokens: {self._no_engine}")
             else:
@@ -165,8 +165,9 @@ class LocalModel:
 
         def draw(group: list[int]) -> list[decode.Drawn]:
             noise = np.stack([decode.uniforms(keys[at], sampling.max_new_tokens) for at in group])
-            return decode.draw(self.module, [prompts[at] for at in group], torch.from_numpy(noise).to(self.device),
-                               sampling, self.stops)
+            place = "cpu" if self.device.type == "mps" else self.device  # no float64 there
+            return decode.draw(self.module, [prompts[at] for at in group], torch.from_numpy(noise).to(place), sampling,
+                               self.stops)
 
         return self._in_batches(prompts, sampling.max_new_tokens, draw)
 
@@ -196,7 +197,7 @@ class LocalModel:
                 return None
             from dialoom.models.engine import engine_for
             try:
-                self._engine = engine_for(self.module, self.context, batch_tokens=self.batch_tokens)
+                self._engine = engine_for(self.module, self.context, batch_tokens=self._in_flight)
             except ModelError as error:
                 self._engine, self._no_engine, self._refused = None, str(error), self.module
                 warnings.warn(f"{self.name}: every prompt is read whole: {error}", stacklevel=3)
@@ -298,13 +299,13 @@ class LocalModel:
             raise ModelError(f"{self.name} has an adapter already; train that one, or merge it first")
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM",
                             target_modules=list(targets) if targets else "all-linear")
-        self.module = get_peft_model(self.module, config).eval()
+        self.module, self._engine = get_peft_model(self.module, config).eval(), None
 
     def merge(self) -> None:
         """Add the adapter into the weights, so that a fresh one may be put on top; nothing is left to switch off."""
         if not self.has_adapter:
             raise ModelError(f"{self.name} has no adapter to merge")
-        self.module = self.module.merge_and_unload()
+        self.module, self._engine = self.module.merge_and_unload(), None
         for parameter in self.module.parameters():
             parameter.requires_grad_(True)
 
@@ -330,7 +331,7 @@ class LocalModel:
     def clone(self) -> LocalModel:
         """A copy on the same device that shares nothing trainable."""
         return LocalModel(copy.deepcopy(self.module), self.tokenizer, name=self.name, base=self.base,
-                          batch_tokens=self.batch_tokens)
+                          batch_tokens=self._in_flight)
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter (PEFT's layout, naming `base`) or the whole model, and the tokenizer with its template."""

@@ -18,10 +18,14 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from dialoom.errors import ModelError
 from dialoom.models.kept import Node, Shape
 
 NAME = "dialoom_ragged"
 """Under which transformers finds this attention."""
+
+STAYING_BYTES = 1 << 28
+UNKNOWN = ("softcap", "s_aux", "position_bias")  # what a model may want of its attention beyond the plain one
 
 
 class Ragged(Protocol):
@@ -90,14 +94,12 @@ class Rows:
         shares: whether a common beginning can stand apart on this device.
     """
 
-    def __init__(self, shape: Shape, tokens: int) -> None:
-        """
-        Args:
-            tokens: expected in all rows together; more are made room for, at the price of new memory.
-        """
+    def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self.shares = self._across = shape.device.type == "cpu" and shape.dtype in (torch.float32, torch.float64)
-        self._stores = [shape.zeros(tokens * width) for width in (shape.key_width, shape.value_width)]
+        # on a CPU fresh memory is slow to touch, so a little of it stays; no more is taken than is written to
+        tokens = STAYING_BYTES // shape.token_bytes if shape.device.type == "cpu" else 0
+        self._staying = self._stores = [shape.zeros(tokens * width) for width in (shape.key_width, shape.value_width)]
 
     def open(self, slots: int, room: int, common: Node | None = None) -> None:
         """Begin with empty rows of `room` tokens, after those that lead to `common`."""
@@ -108,9 +110,10 @@ class Rows:
         self._common_across = self._common[0].transpose(-1, -2).contiguous() if parts else None
         room -= self._skip
         sizes = [slots * room * width for width in (shape.key_width, shape.value_width)]
-        for at, size in enumerate(sizes):
-            if self._stores[at].numel() < size * shape.layers * shape.heads:
-                self._stores[at] = shape.zeros(size)
+        if any(store.numel() < size * shape.layers * shape.heads
+               for store, size in zip(self._stores, sizes, strict=True)):
+            self.close()
+            self._stores = [shape.zeros(size) for size in sizes]
         keys, values = (store[:shape.layers * shape.heads * size]
                         for store, size in zip(self._stores, sizes, strict=True))
         last = (shape.key_width, room) if self._across else (room, shape.key_width)
@@ -121,6 +124,12 @@ class Rows:
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
         self._sizes = [0] * slots  # on the host, and without the common ones
         self.count = 0
+
+    def close(self) -> None:
+        """Give back the memory of a large batch."""
+        self._stores = self._staying
+        self._keys = self._values = self._stores[0]
+        self._common, self._common_across = [], None
 
     def join(self, node: Node) -> None:
         """A dialogue that has come to the end of `node` takes the next free row."""
@@ -181,7 +190,10 @@ class Rows:
             self._sizes[row] += 1
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As in `Ragged`; one token a row."""
+        """As in `Ragged`; one token a row, and what is more than the rows is taken for the first one again."""
+        if len(query) > self.count:
+            own = self.attend(layer, query[:self.count], key[:self.count], value[:self.count], scale)
+            return own.repeat(len(query), 1, 1)
         rows, heads, width = query.shape
         kept = key.shape[1]
         keys, values = self._keys[layer, :rows], self._values[layer, :rows]
@@ -220,14 +232,18 @@ class Rows:
 
 def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
            scaling: float | None = None, dropout: float = 0.0, ragged: Ragged | None = None,
-           **_: Any) -> tuple[Tensor, None]:
+           **more: Any) -> tuple[Tensor, None]:
     """The attention function given to transformers; `ragged` travels as a keyword of the model's forward.
 
     Args:
         query: (1, heads, tokens, width); key and value may have fewer heads.
     Returns: (1, tokens, heads, width), and no weights.
+    Raises: ModelError: if the model asks for more than that.
     """
-    assert ragged is not None
+    if ragged is None:
+        raise ModelError("it keeps what its attention is to be told to itself")
+    if attention_mask is not None or any(more.get(name) is not None for name in UNKNOWN):
+        raise ModelError("it asks for a mask, sinks or a cap of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return ragged.attend(module.layer_idx, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1),
                          scale)[None], None
