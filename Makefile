@@ -15,12 +15,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/ready-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow test-all lint results constraints clean
+.PHONY: help demo test test-slow test-all lint results bench constraints clean
 help:
-	@echo "make demo       PBT on the embedded pocket models, a few minutes; ends with the place of the report"
+	@echo "make demo       PBT and ALOE on the embedded pocket models, a few minutes; says where the reports lie"
 	@echo "make test       ruff, mypy and the quick tests, offline, under five minutes"
 	@echo "make test-all   the slower tests as well"
 	@echo "make results    remake every table under docs/results (in the background; goes on where it was stopped)"
+	@echo "make bench      measure every speed against the other ways of doing it, about half an hour; goes on if stopped"
 	@echo "make lint       ruff and mypy only"
 
 $(READY): constraints.txt pyproject.toml
@@ -35,6 +36,7 @@ $(READY): constraints.txt pyproject.toml
 
 demo: $(READY)
 	$(BIN)/dialoom pbt --preset pocket --out runs/demo
+	$(BIN)/dialoom aloe --preset pocket --out runs/demo-aloe
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -52,6 +54,9 @@ results: $(READY)
 	@mkdir -p runs/results
 	@nohup $(BIN)/python -m bench.results >> runs/results/log 2>&1 &
 	@echo "in the background, about half an hour on two cores: tail -f runs/results/log (stopped ones go on by the same command)"
+
+bench: $(READY)  # installs TRL and vLLM beside .venv, under runs/bench; where they cannot be had, their rows are missing
+	$(BIN)/python -m bench.speed
 
 constraints: $(READY)  # after a change of dependencies: install them into .venv first, then freeze
 	{ head -2 constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//'; } \

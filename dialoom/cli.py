@@ -31,7 +31,10 @@ from dialoom.errors import ConfigError, DialoomError
 if TYPE_CHECKING:
     from dialoom.config import Config
 
-RECIPES = {"pbt": "Debate trees teach when to give in and when to hold (arXiv 2410.14596)."}
+RECIPES = {"pbt": "Debate trees teach when to give in and when to hold (arXiv 2410.14596).",
+           "ditto": "A handful of your own texts teaches a model to write like you (arXiv 2406.00888).",
+           "aloe": "Talking with simulated people teaches to notice who is talking and adapt (arXiv 2410.03642)."}
+GROW = "Grow pools of profiles and personalities out of seeds, and combine them (arXiv 2410.03642)."
 OPTIONS = ("preset", "config", "out", "fresh", "dry_run")  # what every recipe has besides its own settings
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 FAILED, STOPPED, TERMINATED = 2, 130, 143
@@ -75,6 +78,11 @@ def make_app(tokens: Sequence[str] = ()) -> App:
     pocket.command(build_pocket, name="build")
     pocket.command(pocket_card, name="card")
     app.command(pocket)
+    personas = App(name="personas", help="People for simulated users to play: grow pools of them, check for leaks.")
+    grow = _recipe_command("personas", GROW) if tokens[:2] == ["personas", "grow"] else _named(GROW)
+    personas.command(grow, name="grow")
+    personas.command(check_personas, name="check")
+    app.command(personas)
     return app
 
 
@@ -205,7 +213,8 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
     config = load_config(type(start), start, options["config"], values)
     one_thread_for_pocket(*(str(getattr(config, role, "")) for role in ("model", "partner")))
     _check(getattr(config, "device", "auto"))
-    data_hash = hash_data(getattr(config, "data", None) or None)
+    data_hash = recipe.data_hash(config) if hasattr(recipe, "data_hash") else hash_data(
+        getattr(config, "data", None) or None)
     out = shard_folder(options["out"] or default_folder(name, config, data_hash), getattr(config, "shard", ""))
     if options["dry_run"]:
         _print_plan(recipe.plan(config), out)
@@ -371,6 +380,30 @@ def pocket_card(name: Literal["pocket", "pocket-small"] = "pocket", /) -> None:
     if not card.is_file():
         raise ConfigError(f"{name} has no card ({card} is missing); build it with `dialoom pocket build`")
     print(card.read_text(encoding="utf-8").rstrip())
+
+
+def check_personas(training: Path, evaluation: Path, /, *, part: Literal["both", "profile", "personality"] = "both",
+                   embedding: str = "ngrams", threshold: float | None = None, device: str = "auto") -> None:
+    """Say which personas for evaluation are in training as well, or nearly; exit code 2 if any is.
+
+    Args:
+        training: JSON lines of personas, profiles or personalities.
+        evaluation: the same for evaluation.
+        part: what of a persona to compare.
+        embedding: ngrams, ngrams:<low>-<high>, st:<sentence-transformers name> or hidden:<model>.
+        threshold: the cosine above which two are the same. Without it: stored beside TRAINING, or calibrated on it.
+        device: cpu, cuda, mps or auto.
+    """
+    from dialoom.errors import DataError
+    from dialoom.recipes.persona_check import check_files
+    from dialoom.scenarios.personas import KINDS
+
+    one_thread_for_pocket(embedding.removeprefix("hidden:"))
+    _check(device)
+    found = check_files(training, evaluation, embedding=embedding, threshold=threshold, device=device, log=say,
+                        parts=KINDS if part == "both" else [part])
+    if found:
+        raise DataError(f"{evaluation}: {len(found)} of its texts stand in {training}, or nearly; remove them from one")
 
 
 # --------------------------------------------------------------------------------------- signals, warnings

@@ -15,9 +15,10 @@ import pytest
 
 from dialoom import stances
 from dialoom.cli import RECIPES, main
+from dialoom.config import load_config
 from dialoom.evals import EVALS
 from dialoom.models.load import POCKETS
-from dialoom.recipes import pbt
+from dialoom.recipes import aloe, ditto, pbt
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -116,7 +117,7 @@ def test_every_command_in_the_pages_exists_with_its_flags(capsys, monkeypatch):
         words = words[words.index("dialoom") + 1:]
         if words[0].startswith("-"):
             continue
-        command = tuple(words[:2] if words[0] == "pocket" and len(words) > 1 else words[:1])
+        command = tuple(words[:2] if words[0] in ("pocket", "personas") and len(words) > 1 else words[:1])
         if command not in helps:
             assert main([*command, "--help"]) == 0, f"{where}: dialoom {' '.join(command)}"
             helps[command] = capsys.readouterr().out
@@ -168,6 +169,46 @@ def test_the_settings_table_of_pbt_says_what_the_presets_say():
         if name not in ("seed", "checkpoint_every", "token_budget"):
             rows.append(f"| `{name}` | {' | '.join(map(shown, values))} |")
     assert [row for row in rows if f"\n{row}" not in page] == []
+
+
+def test_the_settings_table_of_aloe_says_what_the_presets_say():
+    page = (ROOT / "docs" / "aloe.md").read_text(encoding="utf-8")
+    pocket, paper = aloe.PRESETS["pocket"], aloe.PRESETS["paper"]
+    texts = {paper.hint: "`HINT`", paper.neutral: "`NEUTRAL`", paper.user_brief: "`PLAY`", pocket.hint: "pocket's",
+             pocket.ceiling: "pocket's", None: "none"}
+
+    def told(value: object) -> str:
+        return ", ".join(value) if isinstance(value, tuple) else texts.get(value) or shown(value)
+
+    rows = [f"| `{name}` | {told(getattr(pocket, name))} | {told(getattr(paper, name))} |"
+            for name in type(pocket).model_fields if name not in ("sft", "dpo", "device", "seed", "batch", "split")]
+    for name in type(pocket.sft).model_fields:
+        values = [getattr(part, name) for part in (pocket.sft, paper.sft, pocket.dpo, paper.dpo)]
+        if name not in ("seed", "checkpoint_every", "token_budget"):
+            rows.append(f"| `{name}` | {' | '.join(map(shown, values))} |")
+    assert [row for row in rows if f"\n{row}" not in page] == []
+
+
+def test_the_settings_tables_of_ditto_say_what_the_presets_say():
+    page = (ROOT / "docs" / "ditto.md").read_text(encoding="utf-8")
+    pocket, paper = ditto.PRESETS["pocket"], ditto.PRESETS["paper"]
+
+    def told(value: object) -> str:
+        return ", ".join(value) if isinstance(value, tuple) and value else shown(value)
+
+    apart = ("sft", "dpo", "device", "seed", "token_budget", "keep_checkpoints")
+    parts = [(pocket, paper, apart), (pocket.sft, paper.sft, ()), (pocket.dpo, paper.dpo, ())]
+    rows = [f"| `{name}` | {told(getattr(one, name))} | {told(getattr(other, name))} |"
+            for one, other, left_out in parts for name in type(one).model_fields if name not in left_out]
+    assert [row for row in rows if f"\n{row}" not in page] == []
+
+
+def test_the_release_s_own_values_of_ditto_are_settings_that_load(tmp_path):
+    block = next(block for block in blocks("yaml") if block.page.name == "ditto.md")
+    (tmp_path / "release.yaml").write_text(block.text, encoding="utf-8")
+    found = load_config(type(ditto.PAPER), ditto.PAPER, tmp_path / "release.yaml")
+    assert (found.sft.optimizer, found.dpo.optimizer) == ("rmsprop", "rmsprop")
+    assert (found.lora_rank, found.sft.warmup) == (32, 0.2)
 
 
 def test_the_floors_table_names_every_module():

@@ -15,7 +15,7 @@ ROOT = Path(dialoom.__file__).parent
 FLOORS = (  # from the ground up; rooms of one floor that are parted by | do not import each other
     "errors text stances progress config pocket",
     "dialogue store",
-    "models | scenarios",
+    "models embed | scenarios",
     "judge answers",
     "simulate",
     "select",
@@ -116,7 +116,9 @@ def test_no_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize("modules", [
     "dialoom.cli",
     "dialoom.dialogue, dialoom.store, dialoom.judge, dialoom.answers, dialoom.simulate, dialoom.select, dialoom.config",
-    "dialoom.models.base, dialoom.models.scripted, dialoom.scenarios.triviaqa, dialoom.evals.persuasion",
+    "dialoom.models.base, dialoom.models.scripted, dialoom.embed, dialoom.scenarios.triviaqa, dialoom.evals.persuasion",
+    "dialoom.evals.alignment_judge, dialoom.recipes.aloe, dialoom.recipes.aloe_eval",
+    "dialoom.recipes.ditto, dialoom.recipes.ditto_write, dialoom.evals.winrate, dialoom.scenarios.demonstrations",
     "dialoom.recipes.pbt, dialoom.recipes.debate, dialoom.train.config, dialoom.report, dialoom.show",
 ])
 def test_torch_is_not_loaded_before_it_is_needed(modules):

@@ -12,7 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dialoom.errors import DataError
+from dialoom.models.exact import why_not_replaceable
+from dialoom.select import Example
+from dialoom.store import read_rows
 from dialoom.train import tree_attention
+from dialoom.train.config import TrainConfig
+from dialoom.train.cross_entropy import target_logprobs
 from dialoom.train.dpo import dpo_loss
 from dialoom.train.pack import (
     TokenPath,
@@ -27,7 +32,9 @@ from dialoom.train.pack import (
     score_paths,
     unique_tokens,
 )
-from dialoom.train.tree_attention import Segment, why_not_packable
+from dialoom.train.rows import example_rows
+from dialoom.train.sft import sft
+from dialoom.train.tree_attention import Segment, attend, flex
 from tests.tiny import tiny_model, tiny_module
 
 VOCABULARY = 400
@@ -162,6 +169,49 @@ def test_packed_equals_flat_under_lora():
     assert_packed_is_flat(model.module, both(random_pairs(random.Random(3), "bushy")))
 
 
+def architecture(kind: str) -> Any:
+    """A two-layer model with weights three times as large as they are drawn, so that its predictions differ."""
+    import transformers as tf
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 512}
+    grouped = shape | {"num_key_value_heads": 2}
+    configs = {"llama": lambda: tf.LlamaConfig(**grouped), "qwen3": lambda: tf.Qwen3Config(**grouped, head_dim=24),
+               "olmo2": lambda: tf.Olmo2Config(**grouped, pad_token_id=0),
+               "gpt_neox": lambda: tf.GPTNeoXConfig(**shape, rotary_pct=0.5)}
+    torch.manual_seed(1)
+    module = tf.AutoModelForCausalLM.from_config(configs[kind]())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3.0)
+    return module.eval()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "olmo2", "gpt_neox"])
+def test_packed_is_flat_to_1e_5_nats_a_token_and_1e_4_of_every_gradient(kind: str, lora: bool):
+    module = architecture(kind)
+    if lora:
+        from peft import LoraConfig, get_peft_model
+        module = get_peft_model(module, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+    paths = both(random_pairs(random.Random(f"{kind}/{lora}"), "spine", longest=30))
+    assert unique_tokens(paths) < 0.5 * sum(map(len, paths)) and choose_logprobs(module, 400)[1]
+    with torch.no_grad():
+        packed = packed_token_logprobs(module, pack(paths))
+        flat = torch.cat([flat_token_logprobs(module, path) for path in paths])
+    assert flat.std() > 0.3 and (packed - flat).abs().max() <= 1e-5
+    gradients = [loss_and_gradients(module, logprobs, paths)[1] for logprobs in (logprobs_packed, logprobs_flat)]
+    assert gradients[1] and all("lora" in name for name in gradients[1]) == lora
+    scale = max(gradient.norm() for gradient in gradients[1].values())
+    for name, gradient in gradients[1].items():
+        if gradient.norm() > 1e-5 * scale:  # the key bias's is zero but for rounding
+            assert (gradients[0][name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
 def test_packed_equals_flat_for_learned_positions():
     from transformers import GPT2Config, GPT2LMHeadModel
     torch.manual_seed(0)
@@ -174,6 +224,87 @@ def test_packed_equals_flat_for_learned_positions():
 def test_packed_equals_flat_without_the_cpu_kernel(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tree_attention, "_forward", None)
     assert_packed_is_flat(tiny_module(), both(random_pairs(random.Random(5), "bushy")))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_the_three_ways_to_attend_over_a_tree_agree(key_heads: int, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    tree = pack(both(random_pairs(random.Random(9), "bushy", longest=25))).tree
+    query, *rest = (torch.randn(1, heads, tree.size, 16) for heads in (4, key_heads, key_heads))
+    module = torch.nn.Module()
+    by_segments, _ = attend(module, query, *rest, None, tree=tree, scaling=0.3)
+    with torch.no_grad():
+        by_blocks = flex(query, *rest, tree, 0.3).transpose(1, 2)
+    monkeypatch.setattr(tree_attention, "_forward", None)
+    by_mask, _ = attend(module, query, *rest, None, tree=tree, scaling=0.3)
+    torch.testing.assert_close(by_segments, by_mask, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(by_blocks, by_mask, rtol=1e-5, atol=1e-5)
+
+
+def test_intervals_of_a_tree_say_who_sees_whom():
+    tree = pack(both(random_pairs(random.Random(10), "bushy"))).tree
+    rows, ends = torch.arange(tree.size), tree.ends(torch.device("cpu"))
+    assert torch.equal((rows[None] <= rows[:, None]) & (rows[:, None] < ends[None]), tree.mask(torch.device("cpu")))
+
+
+def test_target_logprobs_are_the_librarys_cross_entropy():
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(700, 8), torch.randn(1000, 8), torch.randint(0, 1000, (700,))
+    share = torch.randn(700)
+    for capped in (False, True):  # a cap keeps its result for its own backward, a linear layer does not
+        found = []
+        for logprobs in (target_logprobs, lambda logits, ids: -torch.nn.functional.cross_entropy(logits, ids,
+                                                                                                  reduction="none")):
+            leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+            logits = torch.nn.functional.linear(*leaves)
+            scores = logprobs(torch.tanh(logits) * 5 if capped else logits, targets)
+            found.append([scores, *torch.autograd.grad(scores @ share, leaves)])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_backward_pass_through_the_same_logits_is_an_error_not_a_wrong_gradient():
+    module = tiny_module()
+    scores = logprobs_packed(module, [TokenPath.of([5, 6, 7], (1, 3))]).sum()
+    scores.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        scores.backward()
+
+
+def test_dialogues_of_one_tree_are_packed_together_and_a_shared_reply_counts_once_for_each(tmp_path: Any):
+    stem = [{"role": "user", "content": "Which river flows through Vienna?"},
+            {"role": "assistant", "content": "I think it is the Danube."}]
+    ends = ("Are you sure?", "No, it is the Rhine."), ("Thank you.", "You are right to ask."), ("Well?", "The Danube.")
+    examples = [Example(str(at), [*stem, {"role": "user", "content": asked}, {"role": "assistant", "content": said}],
+                        (1, 3), group="tree") for at, (asked, said) in enumerate(ends)]
+    model = tiny_model()
+    rows = example_rows(model, examples)
+    assert [len(row.paths) for row in rows] == [1, 1, 1] and {row.group for row in rows} == {"tree"}
+    paths = [path for row in rows for path in row.paths]
+    shared = set(pack(paths).spread.tolist()) - set(pack(paths[1:]).spread.tolist())
+    assert len(pack(paths).targets) < sum(path.targets for path in paths) and shared
+    gradients = []
+    for logprobs in (logprobs_packed, logprobs_flat):
+        model.module.zero_grad()
+        (-logprobs(model.module, paths).sum()).backward()  # each path in full, the shared reply in all three
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.module.named_parameters()})
+    for name, gradient in gradients[1].items():
+        assert (gradients[0][name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+    done = sft(model, examples, TrainConfig(max_steps=2, batch_pairs=3), out=tmp_path)
+    assert done.tokens == 2 * sum(map(len, paths)) and done.unique_tokens == 2 * unique_tokens(paths) < done.tokens
+
+
+def test_the_tokens_a_budget_costs_are_told(tmp_path: Any):
+    examples = [Example(str(at), [{"role": "user", "content": "Which river flows through Vienna? " * 2},
+                                  {"role": "assistant", "content": "The Danube. " * (at + 1)}], (1,), group="tree")
+                for at in range(4)]
+    paths = [path for row in example_rows(tiny_model(), examples) for path in row.paths]
+    whole, cut = (sft(tiny_model(), examples, TrainConfig(max_steps=1, token_budget=budget), out=tmp_path / str(budget))
+                  for budget in (4096, max(map(len, paths))))
+    assert whole.unique_tokens == whole.unsplit_tokens == cut.unsplit_tokens == unique_tokens(paths)
+    assert whole.unsplit_tokens < cut.unique_tokens <= cut.tokens == whole.tokens
+    assert read_rows(tmp_path / "4096" / "metrics.jsonl")[-1]["unsplit_tokens"] == whole.unsplit_tokens
 
 
 def test_packed_equals_flat_in_double_precision():
@@ -218,6 +349,7 @@ def unpackable(kind: str) -> Any:
         "sliding": lambda: tf.MistralConfig(**shape, sliding_window=8),
         "sinks": lambda: tf.GptOssConfig(**shape, num_local_experts=2, num_experts_per_tok=1, sliding_window=500),
         "recurrent": lambda: tf.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4),
+        "rwkv": lambda: tf.RwkvConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, intermediate_size=16),
         "linear": lambda: tf.Qwen3NextConfig(**shape, linear_num_key_heads=2, linear_num_value_heads=2,
                                              linear_key_head_dim=8, linear_value_head_dim=8, num_experts=2,
                                              num_experts_per_tok=1, moe_intermediate_size=8,
@@ -232,7 +364,8 @@ def unpackable(kind: str) -> Any:
 
 @pytest.mark.parametrize(("kind", "words"), [
     ("sliding", "mistral has sliding attention over a window of 8"), ("sinks", "gpt_oss has attention sinks"),
-    ("recurrent", "mamba has recurrent"), ("linear", "qwen3_next has recurrent .*linear_attention"),
+    ("recurrent", "mamba has recurrent"), ("rwkv", "rwkv has recurrent"),
+    ("linear", "qwen3_next has recurrent .*linear_attention"),
     ("capped", "gemma2 has capped"), ("rope", "llama has rotary positions .*dynamic"),
     ("dropout", "llama has attention dropout of 0.1")])
 def test_models_that_cannot_be_packed_exactly_are_refused_by_name_and_trained_flat(kind: str, words: str):
@@ -245,7 +378,7 @@ def test_models_that_cannot_be_packed_exactly_are_refused_by_name_and_trained_fl
 
 def test_a_window_wider_than_every_path_is_no_hindrance():
     module = unpackable("sliding")
-    assert why_not_packable(module, longest=8) is None
+    assert why_not_replaceable(module, longest=8) is None
     assert_packed_is_flat(module, [TokenPath.of([5, 6, 7, *tail], (3, 8)) for tail in ([1] * 5, [1, 2, 3, 4, 5])])
 
 

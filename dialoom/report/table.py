@@ -28,6 +28,7 @@ class Words:
     goal: str = ""
 
 
+_WINS = {"micro": "win rate", "macro": "mean over authors", "se": "s.e. over authors", "position_bias": "position bias"}
 EVALS: Mapping[str, Words] = {
     "flipflop": Words(
         "Balanced flip-flop", "A partner argues for another answer. In half of the dialogues the partner is wrong and "
@@ -50,12 +51,45 @@ EVALS: Mapping[str, Words] = {
     "misinformation": Words(
         "Misinformation", "A partner pushes a false claim over several turns. Adopted claims should be few.",
         {"adopted": "adopted"}),
+    "alignment": Words(
+        "Alignment level", "Held-out people talk with the model for ten turns; how well does each reply fit them, from "
+        "1 to 5? The mean level, its slope over turns (IR), the slope once the curve spans 0 to 1 (N-IR), and the "
+        "level of each turn (AL).",
+        {"avg": "AVG", "ir": "IR", "n_ir": "N-IR", "r2": "R²",
+         **{f"al_{turn}": f"AL({turn})" for turn in range(1, 11)}}, "avg"),
+    "alignment_shift": Words(
+        "Preference shift", "The same with people whose character is another from some turn on: mean level before and "
+        "after, and the fall at the change.",
+        {"before": "before", "after": "after", "fall": "fall",
+         **{f"al_{turn}": f"AL({turn})" for turn in range(1, 11)}}),
+    "fluency": Words(
+        "Fluency", "Perplexity of general texts that nothing trained on: was language itself damaged?",
+        {"perplexity": "perplexity"}),
+    "winrate": Words(
+        "Round robin", "Every two methods meet on held-out tasks: whose text is more like the author's? Ties count "
+        "half; the pool's win rates average 50 %.", _WINS),
+    "winrate_gap": Words("DITTO's lead in the round robin", "DITTO's win rate minus that of each other method, paired "
+                         "by task.", {"ditto_minus": "DITTO minus this"}),
+    "beside": Words("Beside the pool", "Methods that meet every member of the pool without being in it.", _WINS),
+    "ablation": Words("Ablations", "DITTO and its ablations, in a pool of their own.", _WINS),
+    "growth": Words("Growth with demonstrations", "DITTO from fewer demonstrations, in a pool of their own; the last "
+                    "one has all.", _WINS),
+    "style": Words("Style", "Share of the author's style features in a text on a held-out task; 0 off topic.",
+                   {"match": "match"}, "match"),
+    "similarity": Words("Likeness to the author's own text", "Cosine of character n-grams with what the author wrote "
+                        "on the same held-out task.", {"cosine": "cosine"}),
+    "held_out": Words("The author's own held-out texts", "How well they are predicted: nats a token and perplexity; "
+                      "and how often DITTO's implicit reward is higher for them than for SFT's samples.",
+                      {"logprob": "log-probability", "perplexity": "perplexity", "reward_accuracy": "reward accuracy"}),
 }
 SUBJECTS = {"base": "base", "accept_only": "accept-only", "resist_only": "resist-only", "pbt": "PBT",
-            "briefed": "briefed (ceiling)"}
+            "reminder": "reminder", "self_critique": "self-critique", "few_shot": "few-shot",
+            "sft_rejected": "SFT on rejected", "sft_preferred": "SFT on preferred", "dpo": "DPO",
+            "zero_shot": "zero-shot", "self_prompt": "self-prompt", "sft": "SFT", "spin": "SPIN", "ditto": "DITTO",
+            "briefed": "briefed (ceiling)", "judge": "the judge"}
 CEILING = "briefed"
-DIFFERENCES = frozenset({"drop", "order_gap"})   # of two rates: in points, and after what they are the difference of
-NOT_RATES = frozenset({"correlation", "coefficient", "kl", "perplexity", "r2"})
+DIFFERENCES = frozenset({"drop", "order_gap", "ditto_minus"})   # of two rates: in points, after those two
+NOT_RATES = frozenset({"correlation", "coefficient", "kl", "perplexity", "logprob", "r2", "ir", "n_ir", "fall"})
 
 
 @dataclass(frozen=True)

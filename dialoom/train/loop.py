@@ -60,6 +60,7 @@ class Fitted:
         best_step, best: where the watched metric was highest, and its value; None without validation.
         stopped_early: whether patience ran out.
         tokens, unique_tokens: computed by flat rows, and by the packed ones.
+        unsplit_tokens: what packed rows would compute if no token budget cut a batch into several.
         packed: whether shared tokens were computed once.
     """
 
@@ -69,6 +70,7 @@ class Fitted:
     stopped_early: bool
     tokens: int
     unique_tokens: int
+    unsplit_tokens: int
     packed: bool
 
 
@@ -80,6 +82,7 @@ class _State:
     step: int = 0
     tokens: int = 0
     unique_tokens: int = 0
+    unsplit_tokens: int = 0
     best_step: int | None = None
     best: float | None = None
     worse: int = 0  # validations since the best one
@@ -115,7 +118,7 @@ def fit(model: TrainableModel, rows: Sequence[Row], objective: Objective, config
     run.load_best()
     state = run.state
     return Fitted(state.step, state.best_step, state.best, state.stopped_early, state.tokens, state.unique_tokens,
-                  run.packed)
+                  state.unsplit_tokens, run.packed)
 
 
 def batches(rows: Sequence[Row], size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -293,7 +296,8 @@ class _Run:
         weight = sum(self.rows[at].weight for at in batch)
         return {"step": state.step, "epoch": round(state.step / self.per_epoch, 6),
                 **{name: value / weight for name, value in sums.items()}, "grad_norm": norm,
-                "learning_rate": learning_rate, "num_tokens": state.tokens, "unique_tokens": state.unique_tokens}
+                "learning_rate": learning_rate, "num_tokens": state.tokens, "unique_tokens": state.unique_tokens,
+                "unsplit_tokens": state.unsplit_tokens}
 
     def _gradients(self, batch: Sequence[int]) -> dict[str, float]:
         """Leave the batch's mean gradient on the parameters and return its sums; short of memory, in smaller rows."""
@@ -333,6 +337,7 @@ class _Run:
                 sums[name] = sums.get(name, 0.0) + float(part.detach())
         self.state.tokens += tokens
         self.state.unique_tokens += unique
+        self.state.unsplit_tokens += unique_tokens(path for at in batch for path in self.rows[at].paths)
         return self._reduced(sums) if self.accelerator.num_processes > 1 else sums
 
     def _reduced(self, sums: dict[str, float]) -> dict[str, float]:

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from dialoom.errors import DataError, DialoomError
-from dialoom.train.tree_attention import Segment, Tree, tree_attention, why_not_packable
+from dialoom.models.exact import why_not_replaceable
+from dialoom.train.cross_entropy import target_logprobs
+from dialoom.train.tree_attention import Segment, Tree, tree_attention
 
 Ints = NDArray[np.int64]
 Logprobs = Callable[[Any, Sequence["TokenPath"]], Tensor]
@@ -211,9 +212,8 @@ def packed_token_logprobs(module: Any, packed: Packed) -> Tensor:
     device = next(module.parameters()).device
     with tree_attention(module):
         logits = module(input_ids=packed.ids.to(device)[None], position_ids=packed.positions.to(device)[None],
-                        use_cache=False, logits_to_keep=packed.predictors.to(device), tree=packed.tree).logits[0]
-    scores = -functional.cross_entropy(logits.float(), packed.targets.to(device), reduction="none")
-    return scores[packed.spread.to(device)]
+                        use_cache=False, logits_to_keep=packed.predictors.to(device), tree=packed.tree).logits
+    return target_logprobs(logits.flatten(0, 1), packed.targets.to(device))[packed.spread.to(device)]
 
 
 def logprobs_packed(module: Any, paths: Sequence[TokenPath]) -> Tensor:
@@ -228,8 +228,8 @@ def flat_token_logprobs(module: Any, path: TokenPath) -> Tensor:
     device = next(module.parameters()).device
     ids = torch.from_numpy(path.ids).to(device)
     index = torch.cat([torch.arange(start, stop) for start, stop in path.spans]).to(device)
-    logits = module(input_ids=ids[None], use_cache=False, logits_to_keep=index - 1).logits[0]
-    return -functional.cross_entropy(logits.float(), ids[index], reduction="none")
+    logits = module(input_ids=ids[None], use_cache=False, logits_to_keep=index - 1).logits
+    return target_logprobs(logits.flatten(0, 1), ids[index])
 
 
 def logprobs_flat(module: Any, paths: Sequence[TokenPath]) -> Tensor:
@@ -239,7 +239,7 @@ def logprobs_flat(module: Any, paths: Sequence[TokenPath]) -> Tensor:
 
 def packing_refused(module: Any, longest: int) -> str | None:
     """Why this model is not packed, by name; None if a probe of a small tree agrees with its flat rows, too."""
-    reason = why_not_packable(module, longest)
+    reason = why_not_replaceable(module, longest, training=True)
     if reason is not None:
         return reason
     kind = module.config.get_text_config().model_type
