@@ -23,7 +23,7 @@ from dialoom.models import decode
 from dialoom.models.base import Sampling
 from dialoom.models.decode import Drawn, Ids, NotANumberError, is_out_of_memory, pick, uniforms
 from dialoom.models.exact import why_not_replaceable
-from dialoom.models.forward import Forward, Fused, Hosted, can_fuse, weights_state
+from dialoom.models.forward import Forward, Fused, Hosted, InPairs, can_fuse, weights_state
 from dialoom.models.kept import Node, PrefixCache, Shape, shared_length
 from dialoom.models.ragged import Reading, Rows
 
@@ -271,10 +271,7 @@ class Engine:
             inputs = self._forward.embed(inputs).clone()
             for slot, embedding in steered:
                 inputs[slot] = embedding
-        places = batch.lengths[:batch.count]
-        if len(inputs) == 1:  # a product with one row adds up in another order than one with more
-            inputs, places = torch.cat([inputs, inputs]), torch.cat([places, places])
-        logits = self._forward.logits(inputs, places, batch)[:batch.count]
+        logits = self._forward.logits(inputs, batch.lengths[:batch.count], batch)
         batch.end_step()
         self.steps += 1
         self.row_steps += len(active)
@@ -374,8 +371,8 @@ class Engine:
         state = weights_state(self.module)
         if state != self._state:
             self.cache.clear()
-            self._forward: Forward = Fused(self.module) if self._fuse and can_fuse(self.module) \
-                else Hosted(self.module)
+            fuses = self._fuse and can_fuse(self.module)
+            self._forward: Forward = InPairs(Fused(self.module) if fuses else Hosted(self.module))
             self.device = next(self.module.parameters()).device
             self.shape = _shape(self._forward, self.device)
             self._batch = Rows(self.shape)

@@ -66,6 +66,30 @@ class Hosted:
         return found
 
 
+class InPairs:
+    """Another pass, in which a token alone is taken twice, so that a dialogue says the same alone as among others.
+
+    A product with one row adds up in another order than one with more.
+    """
+
+    def __init__(self, inner: Forward) -> None:
+        self._inner = inner
+        self.embed = inner.embed
+
+    def hidden(self, inputs: Tensor, positions: Tensor, ragged: Ragged) -> Tensor:
+        return self._inner.hidden(_twice(inputs), _twice(positions), ragged)[:len(inputs)]
+
+    def read(self, inputs: Tensor, positions: Tensor, reading: Reading) -> None:
+        self._inner.read(_twice(inputs), _twice(positions), reading)
+
+    def logits(self, inputs: Tensor, positions: Tensor, ragged: Ragged) -> Tensor:
+        return self._inner.logits(_twice(inputs), _twice(positions), ragged)[:len(inputs)]
+
+
+def _twice(rows: Tensor) -> Tensor:
+    return torch.cat([rows, rows]) if len(rows) == 1 else rows
+
+
 def _named(inputs: Tensor) -> dict[str, Tensor]:
     return {"inputs_embeds" if inputs.is_floating_point() else "input_ids": inputs[None]}
 

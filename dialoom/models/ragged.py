@@ -59,9 +59,9 @@ class Reading:
             at += size
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As in `Ragged`."""
+        """As in `Ragged`; what is more than the runs hold is told nothing."""
         heads, kept = query.shape[1], key.shape[1]
-        out = query.new_empty(len(query), heads, value.shape[-1])
+        out = query.new_zeros(len(query), heads, value.shape[-1])
         self.keep(layer, key, value)
         for start, stop, before, (own_keys, own_values), mask in self._runs:
             keys, values = own_keys[layer], own_values[layer]
