@@ -174,6 +174,20 @@ def test_a_changed_weight_or_adapter_is_noticed():
     assert said() == trained
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_of_an_optimiser_is_noticed(fused):
+    model = tiny_model()
+    chats = [[{"role": "user", "content": "The capital of Norway"}]]
+    before, name = model.choose(chats, ["Oslo", "Rome"]), model.fingerprint
+    ids = torch.tensor([model.reply_ids(chats[0], "Oslo")[0]])
+    optimizer = torch.optim.AdamW(model.trainable(), lr=1e-3, fused=fused)  # the fused one leaves tensors' versions
+    model.module(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    assert model.choose(chats, ["Oslo", "Rome"]) != before and model.fingerprint != name
+    fresh = model.clone()
+    assert model.choose(chats, ["Oslo", "Rome"]) == fresh.choose(chats, ["Oslo", "Rome"])
+
+
 def test_short_of_memory_it_goes_on_with_smaller_batches(monkeypatch):
     module = tiny_module("gpt_neox")
     expected = Engine(module).draw(PROMPTS, KEYS, RANDOMLY)

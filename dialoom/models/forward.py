@@ -7,6 +7,8 @@ into a copy of the weights, weights lie as the product wants them.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn import functional
 from dialoom.models.ragged import Ragged, Reading, ragged_attention
 
 FUSED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+LOOKED_AT = 1024  # values of a tensor
 FUSED_BELOW = 500_000_000  # parameters; above, a second copy costs more than it gains
 
 
@@ -231,5 +234,23 @@ def weights_state(module: Any) -> tuple[object, ...]:
     """Changes whenever a weight was written or an adapter switched."""
     adapters = [(part.disable_adapters, part.merged, *part.active_adapters, *getattr(part, "scaling", {}).items())
                 for part in module.modules() if hasattr(part, "base_layer")]
-    return (id(module), *adapters,
-            tuple((parameter._version, parameter.data_ptr()) for parameter in module.parameters()))
+    return (id(module), *adapters, *written(module.parameters()))
+
+
+def written(parameters: Iterable[Any]) -> tuple[object, ...]:
+    """Changes whenever one of them was written.
+
+    Fused optimisers leave a tensor's version as it was, so values are looked at as well: some of each that can be
+    trained, and a step moves them all.
+    """
+    places = []
+    some: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        places.append((parameter._version, parameter.data_ptr()))
+        if parameter.requires_grad:
+            flat = parameter.detach().reshape(-1)
+            some.setdefault(flat.dtype, []).append(flat[::max(1, flat.numel() // LOOKED_AT)])
+    digest = hashlib.blake2b(digest_size=8)
+    for values in some.values():
+        digest.update(torch.cat(values).cpu().view(torch.uint8).numpy().tobytes())
+    return (*places, digest.hexdigest())

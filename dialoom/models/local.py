@@ -353,10 +353,11 @@ class LocalModel:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over weights, adapter (while it is on) and chat template; remade when a weight changed."""
+        from dialoom.models.forward import written
         parameters = [(name, parameter) for name, parameter in self.module.named_parameters()
                       if self._adapter_on or "lora_" not in name]
         state = (self._adapter_on, id(self.module), str(self.tokenizer.chat_template),
-                 tuple((parameter._version, parameter.data_ptr()) for _, parameter in parameters))
+                 written(parameter for _, parameter in parameters))
         if self._hashed is None or self._hashed[0] != state:
             self._hashed = (state, self._hash(parameters))
         return self._hashed[1]
