@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -462,9 +463,18 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path):
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
     root = Path(__file__).parents[1]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    subprocess.run([*command, str(tmp_path / "two")], env=env, cwd=root, check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # all by address: a machine whose own name does not resolve runs this, too
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root),
+                        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    both = [subprocess.Popen([sys.executable, str(script), str(tmp_path / "two")], cwd=root, text=True,
+                             env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
+            for rank in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     dpo(tiny_model(), some_pairs(), config(max_steps=4, token_budget=100, nll_weight=1.0), out=tmp_path / "one")
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-5)

@@ -22,7 +22,7 @@ from dialoom.errors import ModelError
 from dialoom.models import decode
 from dialoom.models.base import Sampling
 from dialoom.models.decode import Drawn, Ids, NotANumberError, is_out_of_memory, pick, uniforms
-from dialoom.models.exact import why_not_replaceable
+from dialoom.models.exact import is_same, why_not_replaceable
 from dialoom.models.forward import Forward, Fused, Hosted, InPairs, can_fuse, weights_state
 from dialoom.models.kept import Node, PrefixCache, Shape, shared_length
 from dialoom.models.ragged import Reading, Rows
@@ -37,8 +37,6 @@ READ_TOKENS = {"cpu": 2048}  # in one pass of reading; 16,384 elsewhere
 LOGITS = 1 << 26  # in one pass of weighing
 MAX_ROWS = 256
 REFILL = 8  # waiting rows join when an eighth of the batch is free: reading a few prompts at once is cheaper
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # nats a token
-HALF_TOLERANCE = 0.2  # bfloat16 keeps 8 bits; a wrong mask is off by far more
 COMMON_ROWS, COMMON_TOKENS = 4, 32  # least of both for a common beginning to stand apart
 OUT_OF_MEMORY_TRIES = 3
 
@@ -418,7 +416,7 @@ def engine_for(module: Any, longest: float, **options: Any) -> Engine:
     except Exception as error:  # whatever an unknown architecture makes of it, plain batches remain
         said = " ".join(str(error).split())[:120] or type(error).__name__
         raise ModelError(f"{kind} cannot be run on ragged batches ({said})") from error
-    if not worst <= PROBE_TOLERANCE.get(engine.shape.dtype, HALF_TOLERANCE):
+    if not is_same(worst, engine.shape.dtype):
         raise ModelError(f"{kind} gives other log-probabilities on ragged batches (by {worst:.2g} nats a token)")
     return engine
 

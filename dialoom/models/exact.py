@@ -1,9 +1,15 @@
-"""Which models' attention can be replaced without changing what they compute."""
+"""Replacing a model's attention by one of ours: how, for which models, and whether it still computes the same."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
 
 ROPE_BY_LENGTH = {"dynamic", "longrope"}  # their angles depend on the longest position in the row
 
@@ -45,3 +51,31 @@ def why_not_replaceable(module: Any, longest: float = math.inf, *, training: boo
             if window is not None and window < longest and (kind in kinds or not kinds):
                 found = f"{kind.replace('_', ' ')} over a window of {window} tokens"
     return found and f"{config.model_type} has {found}"
+
+
+def register_attention(name: str, attend: Callable[..., Any]) -> None:
+    """Let transformers find an attention function by this name; it makes no mask for it."""
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, _no_mask)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+@contextmanager
+def attention(module: Any, name: str) -> Iterator[None]:
+    """Switch the model to a registered attention for a while; holds for a backward pass that recomputes, too."""
+    config = module.config
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def is_same(off: float, dtype: torch.dtype) -> bool:
+    """Whether two passes of a probe that are `off` by so many nats a token compute the same, to rounding (not NaN)."""
+    # bfloat16 keeps 8 bits; a mask that is wrong is off by far more
+    return off <= (1e-3 if dtype in (torch.float32, torch.float64) else 0.2)

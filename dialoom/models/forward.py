@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dialoom.models.ragged import Ragged, Reading, ragged_attention
+from dialoom.models.exact import attention
+from dialoom.models.ragged import NAME, Ragged, Reading
 
 FUSED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 LOOKED_AT = 1024  # values of a tensor
@@ -54,7 +55,7 @@ class Hosted:
         return found
 
     def hidden(self, inputs: Tensor, positions: Tensor, ragged: Ragged) -> Tensor:
-        with ragged_attention(self._module):
+        with attention(self._module, NAME):
             found: Tensor = self._trunk(**_named(inputs), position_ids=positions[None], use_cache=False,
                                         ragged=ragged).last_hidden_state[0]
         return found
@@ -63,7 +64,7 @@ class Hosted:
         self.hidden(inputs, positions, reading)
 
     def logits(self, inputs: Tensor, positions: Tensor, ragged: Ragged) -> Tensor:
-        with ragged_attention(self._module):
+        with attention(self._module, NAME):
             found: Tensor = self._module(**_named(inputs), position_ids=positions[None], use_cache=False,
                                          ragged=ragged).logits[0]
         return found

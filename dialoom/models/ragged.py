@@ -8,17 +8,15 @@ Surprising choice: while tokens are drawn on a CPU, keys lie transposed, which m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from dialoom.errors import ModelError
+from dialoom.models.exact import register_attention
 from dialoom.models.kept import Node, Shape
 
 NAME = "dialoom_ragged"
@@ -249,21 +247,4 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
                          scale)[None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, _no_mask)
-
-
-@contextmanager
-def ragged_attention(module: Any) -> Iterator[None]:
-    """Switch the model's attention to `attend` for a while."""
-    config = module.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+register_attention(NAME, attend)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dialoom.errors import ConfigError, TrainingError
+from dialoom.models.exact import attention
 from dialoom.models.local import LocalModel
 from dialoom.recipes.ditto_config import DPOStage, SFTStage
 from dialoom.recipes.ditto_pairs import (
@@ -33,7 +34,7 @@ from dialoom.store import append_row, read_rows, write_rows
 from dialoom.train import checkpoint
 from dialoom.train.dpo import dpo_loss
 from dialoom.train.pack import TokenPath, bins, choose_logprobs, score_paths
-from dialoom.train.tree_attention import tree_attention
+from dialoom.train.tree_attention import NAME
 
 State = dict[str, Tensor]
 Metrics = dict[str, Any]
@@ -142,8 +143,7 @@ def backward(model: LocalModel, paths: Sequence[TokenPath], loss: Callable[[Tens
             return logprobs(model.module, part)
 
     rows = bins([[path] for path in paths], budget, packed=packed)
-    attention = tree_attention(model.module) if packed else contextlib.nullcontext()
-    with attention:
+    with attention(model.module, NAME) if packed else contextlib.nullcontext():
         if len(rows) == 1:
             value, found = loss(forward(paths))
             value.backward()

@@ -25,12 +25,14 @@ from torch import Tensor
 
 from dialoom.config import differences, near_miss
 from dialoom.errors import ConfigError, TrainingError
+from dialoom.models.decode import is_out_of_memory
+from dialoom.models.exact import attention
 from dialoom.store import append_row, read_rows, write_rows, write_whole
 from dialoom.train import checkpoint
 from dialoom.train.config import TrainConfig
 from dialoom.train.pack import bins, choose_logprobs, unique_tokens
 from dialoom.train.rows import Row, TrainableModel, digest
-from dialoom.train.tree_attention import tree_attention
+from dialoom.train.tree_attention import NAME
 
 Log = Callable[[dict[str, Any]], None]
 Validate = Callable[[Any], Mapping[str, float]]
@@ -169,10 +171,6 @@ def _seeded(module: Any, *what: object) -> Any:
         yield
 
 
-def _out_of_memory(wrong: BaseException) -> bool:
-    return isinstance(wrong, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(wrong)
-
-
 class _Run:
     """One training under way: `resume`, then `advance` until done, then `load_best`."""
 
@@ -305,7 +303,7 @@ class _Run:
             try:
                 return self._accumulate(batch)
             except (MemoryError, RuntimeError) as wrong:
-                if not _out_of_memory(wrong) or not left or self.accelerator.num_processes > 1:
+                if not is_out_of_memory(wrong) or not left or self.accelerator.num_processes > 1:
                     raise
             self.optimizer.zero_grad()
             self.state.budget = max(1, self.state.budget // 2)
@@ -325,8 +323,8 @@ class _Run:
             unique += unique_tokens(paths)
             if number % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
-            attention = tree_attention(self.module) if self.packed else contextlib.nullcontext()
-            with _seeded(self.module, self.config.seed, self.state.step, number), attention:
+            switched = attention(self.module, NAME) if self.packed else contextlib.nullcontext()
+            with _seeded(self.module, self.config.seed, self.state.step, number), switched:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
                     logprobs = self.logprobs(self.module, paths)
                 loss, metrics = self.objective(members, logprobs)

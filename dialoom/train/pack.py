@@ -20,16 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dialoom.errors import DataError, DialoomError
-from dialoom.models.exact import why_not_replaceable
+from dialoom.models.exact import attention, is_same, why_not_replaceable
 from dialoom.train.cross_entropy import target_logprobs
-from dialoom.train.tree_attention import Segment, Tree, tree_attention
+from dialoom.train.tree_attention import NAME, Segment, Tree
 
 Ints = NDArray[np.int64]
 Logprobs = Callable[[Any, Sequence["TokenPath"]], Tensor]
 """Gives (paths,) summed target log-probabilities of the paths under a model's module."""
-
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # nats a token, on a probe of a few tokens
-HALF_TOLERANCE = 0.2  # bfloat16 keeps 8 bits; a mask that is wrong is off by far more
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +207,7 @@ def bins(groups: Sequence[Sequence[TokenPath]], budget: int, *, packed: bool = T
 def packed_token_logprobs(module: Any, packed: Packed) -> Tensor:
     """(scored,) log-probability of every scored token of every path, path after path in token order."""
     device = next(module.parameters()).device
-    with tree_attention(module):
+    with attention(module, NAME):
         logits = module(input_ids=packed.ids.to(device)[None], position_ids=packed.positions.to(device)[None],
                         use_cache=False, logits_to_keep=packed.predictors.to(device), tree=packed.tree).logits
     return target_logprobs(logits.flatten(0, 1), packed.targets.to(device))[packed.spread.to(device)]
@@ -258,7 +255,7 @@ def packing_refused(module: Any, longest: int) -> str | None:
     finally:
         module.train(was_training)
     worst = float((off / torch.tensor([path.targets for path in paths], device=off.device)).max())
-    if not worst <= PROBE_TOLERANCE.get(next(module.parameters()).dtype, HALF_TOLERANCE):
+    if not is_same(worst, next(module.parameters()).dtype):
         return f"{kind} gives other log-probabilities packed than flat (by {worst:.2g} nats a token)"
     return None
 

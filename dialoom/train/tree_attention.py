@@ -9,8 +9,6 @@ the tree needs. Without that kernel a dense ancestor mask does the same, and on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from dialoom.errors import ModelError
+from dialoom.models.exact import register_attention
 
 NAME = "dialoom_tree"
 """Under which transformers finds this attention."""
@@ -163,21 +160,4 @@ def flex(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float |
     return out
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, _no_mask)
-
-
-@contextmanager
-def tree_attention(module: Any) -> Iterator[None]:
-    """Switch the model's attention to `attend` for a while; holds for a backward pass that recomputes, too."""
-    config = module.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+register_attention(NAME, attend)
