@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test test-slow test-all lint results bench constraints clean
 help:
-	@echo "make demo       PBT and ALOE on the embedded pocket models, a few minutes; says where the reports lie"
+	@echo "make demo       PBT, ALOE and IDEAS on the embedded pocket models, some minutes; says where the reports lie"
 	@echo "make test       ruff, mypy and the quick tests, offline, under five minutes"
 	@echo "make test-all   the slower tests as well"
 	@echo "make results    remake every table under docs/results (in the background; goes on where it was stopped)"
@@ -37,6 +37,7 @@ $(READY): constraints.txt pyproject.toml
 demo: $(READY)
 	$(BIN)/dialoom pbt --preset pocket --out runs/demo
 	$(BIN)/dialoom aloe --preset pocket --out runs/demo-aloe
+	$(BIN)/dialoom ideas --preset pocket --out runs/demo-ideas
 
 lint: $(READY)
 	$(BIN)/ruff check .

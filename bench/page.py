@@ -54,7 +54,8 @@ def tables(rows: Sequence[Row], machine: str) -> dict[str, str]:
     compared = [row for row in of("grow/") if row["work"] not in ("grow/sampled", "grow/step")]
     return {"machine": f"Measured on: {machine}.", "training": ratios(of("dpo/"), same=""),
             "generation": ratios(compared), "sampling": ratios(of("grow/sampled")), "limit": limits(of("grow/step")),
-            "curves": curves(of("curve/")), "turn-cost": turn_cost(of("curve/turn-cost"))}
+            "curves": curves(of("curve/")), "turn-cost": turn_cost(of("curve/turn-cost")),
+            "clusters": ratios(of("cluster/"), same="same labels")}
 
 
 def ratios(rows: Sequence[Row], same: str = "same tokens") -> str:

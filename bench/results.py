@@ -1,4 +1,4 @@
-"""Remakes the tables under docs/results/: `python -m bench.results [pbt] [ditto] [aloe] [--seeds 5] [--jobs 2]`.
+"""Remakes the tables under docs/results/: `python -m bench.results [RECIPE ...] [--seeds 5] [--jobs 2]`.
 
 Each seed is an ordinary run of the recipe in `runs/results/`, so a remake that was stopped goes on where it was. The
 tables name the hash of the pocket weights they were made with; rebuild pocket, and all of them are remade.
@@ -177,6 +177,37 @@ def aloe_claims(values: Values, folders: Sequence[Path]) -> list[str]:
     return claims.lines
 
 
+def ideas_claims(values: Values, folders: Sequence[Path]) -> list[str]:
+    """What IDEAS must show of its users against the plain simulator's, of its chat model, and of its clusters."""
+    claims = Claims()
+    users = (("strategies", "different strategies", 1, 100), ("strategy_entropy", "strategy entropy, nats", 1, 100),
+             ("distinct_2", "distinct-2", 1, 1), ("self_rouge_l", "self-ROUGE-L", -1, 1),
+             ("context_dependence", "turns that need their context", 1, 1))
+    for other in ("plain", "random_strategy"):
+        for metric, name, better, scale in users:
+            mean, low, high = difference(values, "diversity", metric, "ideas", other)
+            worst = low if better > 0 else -high
+            claims.add(f"{name}, IDEAS minus {other}" + (f": interval {'above' if better > 0 else 'below'} 0"
+                                                         if other == "plain" else ""),
+                       (mean / scale, low / scale, high / scale),
+                       (lambda mean, worst=worst: worst > 0) if other == "plain" else None,  # type: ignore[misc]
+                       unit=" points" if scale == 1 else "")
+    for other in ("plain", "base"):
+        found = difference(values, "chat", "quality", "ideas", other)
+        claims.add(f"quality of the chat model, IDEAS minus {other}: interval above 0", found,
+                   lambda mean, low=found[1]: low > 0)  # type: ignore[misc]
+    claims.add("quality of the chat model, IDEAS minus random_strategy",
+               difference(values, "chat", "quality", "ideas", "random_strategy"))
+    claims.add("adjusted Rand index of the clusters with the true strategies, hundredths: at least 80",
+               interval(np.array(values["clusters", "default", "adjusted_rand"])), lambda mean: mean >= 80, unit="",
+               sign="")
+    claims.add("the same with character n-grams", interval(np.array(values["clusters", "ngrams", "adjusted_rand"])),
+               unit="", sign="")
+    claims.add("closed-book recall, IDEAS minus base: within 3 of zero",
+               difference(values, "recall", "accuracy", "ideas", "base"), lambda mean: abs(mean) <= 3)
+    return claims.lines
+
+
 @dataclass(frozen=True)
 class Page:
     """How the results of a recipe are made and told."""
@@ -208,6 +239,15 @@ PAGES = {
                  "pocket's own brief) is the ceiling. Replies are sampled\nat temperature 0.7. Settings were chosen "
                  "on other people (`--split valid`).",
                  aloe_claims, ("alignment",), metrics=("avg", "ir", "n_ir", "al_1", "al_5", "al_10")),
+    "ideas": Page("IDEAS on the pocket model",
+                  "Every role is pocket, the check and the judge are exact rules. The data sets of the arms have the "
+                  "same openings and\nas many target tokens; diversity is taken at one number of user turns. "
+                  "Conversations are about topics that stand in no\nsource dialogue and no opening; chat models answer "
+                  "greedily; `briefed` (the base under pocket's own brief) is the ceiling.\nSettings were chosen on "
+                  "other topics (`--split valid`).",
+                  ideas_claims, ("diversity", "chat"),
+                  metrics=("strategies", "strategy_entropy", "distinct_2", "self_rouge_l", "context_dependence",
+                           "quality", "turn_2", "turn_6")),
 }
 
 

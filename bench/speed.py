@@ -24,7 +24,8 @@ from bench.measure import ONE_THREAD, ROOT, Row
 
 RUNS = ROOT / "runs" / "bench"
 RATIOS = ROOT / "bench" / "ratios.json"
-MEASURED = ("bench", "dialoom/models", "dialoom/train", "dialoom/pocket/weights")  # what a figure depends on
+MEASURED = ("bench", "dialoom/embed.py", "dialoom/models", "dialoom/train",  # what a figure depends on
+            "dialoom/pocket/weights")
 NOT_MEASURED = ("results.py", "page.py")  # of the bench
 KEYS = ("work", "against", "ratio", "setting")
 TRL = ("trl==1.16.0", "datasets==5.2.0", "dill==0.4.1", "multiprocess==0.70.19", "pandas==3.1.1", "pyarrow==26.0.1",
@@ -42,7 +43,8 @@ def groups(quick: bool) -> dict[str, Callable[..., Iterator[Row]]]:
     """Every group of rows by name, in the order of the table."""
     from bench import grow
     parts = {f"grow-{name}": part for name, part in grow.groups(quick).items()}
-    return {"dpo": _rows_of("bench.dpo"), **parts, "curves": _rows_of("bench.curves")}
+    return {"dpo": _rows_of("bench.dpo"), **parts, "curves": _rows_of("bench.curves"),
+            "clusters": _rows_of("bench.clusters")}
 
 
 def _rows_of(module: str) -> Callable[..., Iterator[Row]]:
@@ -55,7 +57,7 @@ def state_of_code() -> str:
     """12 hex digits over the measured code, the weights, and the libraries under them."""
     digest = hashlib.blake2b(digest_size=6)
     for place in MEASURED:
-        for path in sorted((ROOT / place).rglob("*")):
+        for path in sorted([ROOT / place, *(ROOT / place).rglob("*")]):
             if path.suffix in (".py", ".safetensors") and path.name not in NOT_MEASURED:
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     for library in ("torch", "transformers"):

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 RECIPES = {"pbt": "Debate trees teach when to give in and when to hold (arXiv 2410.14596).",
            "ditto": "A handful of your own texts teaches a model to write like you (arXiv 2406.00888).",
-           "aloe": "Talking with simulated people teaches to notice who is talking and adapt (arXiv 2410.03642)."}
+           "aloe": "Talking with simulated people teaches to notice who is talking and adapt (arXiv 2410.03642).",
+           "ideas": "Real dialogues show how people go on; simulated users then go on like them (arXiv 2404.11095)."}
 GROW = "Grow pools of profiles and personalities out of seeds, and combine them (arXiv 2410.03642)."
 OPTIONS = ("preset", "config", "out", "fresh", "dry_run")  # what every recipe has besides its own settings
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -211,7 +212,7 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
         raise ConfigError(f"{name} has no preset {preset!r}; {near_miss(preset, recipe.PRESETS)}")
     start = recipe.PRESETS[preset]
     config = load_config(type(start), start, options["config"], values)
-    one_thread_for_pocket(*(str(getattr(config, role, "")) for role in ("model", "partner")))
+    one_thread_for_pocket(*(str(getattr(config, role, "")) for role in ("model", "partner", "simulator")))
     _check(getattr(config, "device", "auto"))
     data_hash = recipe.data_hash(config) if hasattr(recipe, "data_hash") else hash_data(
         getattr(config, "data", None) or None)
@@ -271,16 +272,20 @@ def _cell(value: Any) -> str:
 # --------------------------------------------------------------------------------------------- the others
 
 
-def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", data: str = "", limit: int = 0, seed: int = 1,
-             brief: str = "", max_new_tokens: int = 48, device: str = "auto", out: Path | None = None) -> None:
-    """Run one evaluation on any model.
+def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: str = "", data: str = "",
+             strategies: str = "", limit: int = 0, seed: int = 1, brief: str = "", max_new_tokens: int = 48,
+             device: str = "auto", out: Path | None = None) -> None:
+    """Run one evaluation on any model, or look at a file of dialogues.
 
     Args:
-        name: flipflop, are_you_sure, recall, misinformation or team.
+        name: flipflop, are_you_sure, recall, misinformation, team; quality, mtbench; or diversity.
         model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
         partner: the other member of the team; only `team` needs one.
-        data: questions: TriviaQA JSON or JSONL, or CSV with question,answer. Empty: the pocket world's.
-        limit: use at most this many questions; 0 means all.
+        judge: a model that rates answers (quality, mtbench), or says which turns need their context (diversity).
+        data: questions: TriviaQA JSON or JSONL, or CSV with question,answer. For quality and diversity dialogues in
+            ShareGPT's layout, for mtbench questions in MT-Bench's. Empty: the pocket world's.
+        strategies: a JSON list of strategies, which diversity looks for.
+        limit: use at most this many questions, conversations or user turns; 0 means all, or what is usual.
         seed: draws wrong answers and phrasings.
         brief: system message of the model under test.
         max_new_tokens: length limit of one reply.
@@ -289,10 +294,10 @@ def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", data: st
     """
     from dialoom.evaluate import run_named
 
-    one_thread_for_pocket(model, partner)
+    one_thread_for_pocket(model, partner, judge)
     _check(device, limit=(limit, 0), max_new_tokens=(max_new_tokens, 1))
-    run_named(name, model, partner=partner, data=data, limit=limit, seed=seed, brief=brief,
-              max_new_tokens=max_new_tokens, device=device, out=out)
+    run_named(name, model, partner=partner, judge=judge, data=data, strategies=strategies, limit=limit, seed=seed,
+              brief=brief, max_new_tokens=max_new_tokens, device=device, out=out)
 
 
 def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:

@@ -1,15 +1,18 @@
-"""`dialoom eval`: one evaluation of any model, as a table and as tidy rows."""
+"""`dialoom eval`: one evaluation of any model, or of a file of dialogues, as a table and as tidy rows."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dialoom.config import near_miss
-from dialoom.dialogue import Scenario
+from dialoom.dialogue import Dialogue, Scenario
 from dialoom.errors import ConfigError, DataError
 from dialoom.evals import EVALS, run_eval
+from dialoom.evals.follow_ups import Yardstick
+from dialoom.evals.metrics import Row
 from dialoom.models.load import load_model
 from dialoom.progress import progress
 from dialoom.report.table import results_table
@@ -17,27 +20,67 @@ from dialoom.scenarios.triviaqa import load_trivia, pocket_trivia, with_distract
 from dialoom.store import write_whole
 
 KNOWN_ONLY = ("recall",)  # asks for every fact; the others keep to those no fine-tuning set holds
+NAMES = (*EVALS, "quality", "mtbench", "diversity")
+CONVERSATIONS = 60  # of pocket's world, unless --limit says otherwise
+MOST_TURNS = 4000  # user turns of a file that diversity looks at, unless --limit says otherwise: at worst a minute
 
 
-def run_named(name: str, model: str, *, partner: str = "", data: str = "", limit: int = 0, seed: int = 1,
-              brief: str = "", max_new_tokens: int = 48, device: str = "auto", out: Path | None = None) -> None:
-    """Evaluate and print the table; with `out` also write the rows there."""
-    if name not in EVALS:
-        raise ConfigError(f"evaluation {name!r} is unknown; {near_miss(name, EVALS)}")
-    if name == "team" and not partner:
-        raise ConfigError("team needs a second model; give --partner")
-    if out is not None and (out.is_dir() or any(above.is_file() for above in out.parents)):
-        raise ConfigError(f"--out {out}: expected a file that can be written, found a folder, or a file as its folder")
-    asked = questions(name, data, limit, seed)
-    subject = load_model(model, device=device)
-    other = load_model(partner, device=device) if name == "team" else None
-    with progress(f"{name} of {model}, {len(asked)} questions") as bar:
-        found = run_eval(name, subject, asked, brief=brief, seed=seed, partner=other, max_new_tokens=max_new_tokens,
-                         log=lambda label, done, total: bar.reach(done, f"{name}, {label}, {total} replies"))
+def run_named(name: str, model: str, *, partner: str = "", judge: str = "", data: str = "", strategies: str = "",
+              limit: int = 0, seed: int = 1, brief: str = "", max_new_tokens: int = 48, device: str = "auto",
+              out: Path | None = None) -> None:
+    """Evaluate and print the table; with `out` also write the rows there.
+
+    Args:
+        judge: the model that rates answers, or says which turns need their context.
+        strategies: file of a strategy list, for `diversity`.
+    """
+    _refuse(name, partner=partner, judge=judge, data=data, out=out)
+    if name == "diversity":
+        found = diversity_rows(data, strategies=strategies, judge=judge, limit=limit, seed=seed, device=device)
+    elif name in EVALS:
+        found = trivia_rows(name, model, partner=partner, data=data, limit=limit, seed=seed, brief=brief,
+                            max_new_tokens=max_new_tokens, device=device)
+    else:
+        found = conversation_rows(name, model, judge=judge, data=data, limit=limit, seed=seed, brief=brief,
+                                  max_new_tokens=max_new_tokens, device=device)
     rows = [row.to_json() for row in found]
     if out is not None:
         write_whole(out, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     print(results_table(rows, markdown=False).rstrip())
+
+
+def _refuse(name: str, *, partner: str, judge: str, data: str, out: Path | None) -> None:
+    """Raises ConfigError where something is missing or cannot be written, before anything is loaded."""
+    if name not in NAMES:
+        raise ConfigError(f"evaluation {name!r} is unknown; {near_miss(name, NAMES)}")
+    if name == "team" and not partner:
+        raise ConfigError("team needs a second model; give --partner")
+    if name == "mtbench" and not data:
+        raise ConfigError("mtbench needs questions in MT-Bench's layout; give --data FILE")
+    if name == "diversity" and not data:
+        raise ConfigError("diversity needs dialogues; give --data FILE")
+    if data and not judge and name in ("quality", "mtbench"):
+        raise ConfigError(f"{name} of your own questions needs a model that rates the answers; give --judge MODEL")
+    if out is not None and (out.is_dir() or any(above.is_file() for above in out.parents)):
+        raise ConfigError(f"--out {out}: expected a file that can be written, found a folder, or a file as its folder")
+
+
+def _note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------ trivia
+
+
+def trivia_rows(name: str, model: str, *, partner: str, data: str, limit: int, seed: int, brief: str,
+                max_new_tokens: int, device: str) -> list[Row]:
+    """One of the evaluations that ask for facts."""
+    asked = questions(name, data, limit, seed)
+    subject = load_model(model, device=device)
+    other = load_model(partner, device=device) if name == "team" else None
+    with progress(f"{name} of {model}, {len(asked)} questions") as bar:
+        return run_eval(name, subject, asked, brief=brief, seed=seed, partner=other, max_new_tokens=max_new_tokens,
+                        log=lambda label, done, total: bar.reach(done, f"{name}, {label}, {total} replies"))
 
 
 def questions(name: str, data: str = "", limit: int = 0, seed: int = 1) -> list[Scenario]:
@@ -45,9 +88,89 @@ def questions(name: str, data: str = "", limit: int = 0, seed: int = 1) -> list[
     if not data:
         found = pocket_trivia(None if name in KNOWN_ONLY else "test", seed=seed, phrasing="held_out")
     else:
-        rows = load_trivia(data, on_bad=lambda message: print(f"note: {message}", file=sys.stderr),
-                           on_note=lambda message: print(f"note: {message}", file=sys.stderr))
+        rows = load_trivia(data, on_bad=_note, on_note=_note)
         found = with_distractors(rows, seed)
         if not found:
             raise DataError(f"{data}: no question finds a wrong answer among the others' answers; give more questions")
     return found[:limit or None]
+
+
+# ------------------------------------------------------------------------------------------------ conversations
+
+
+def conversation_rows(name: str, model: str, *, judge: str, data: str, limit: int, seed: int, brief: str,
+                      max_new_tokens: int, device: str) -> list[Row]:
+    """`quality` or `mtbench`: answers to fixed questions, one after the other, judged one by one."""
+    from dialoom.evals.alignment_roles import ASSISTANT
+    from dialoom.evals.quality import exact_judge, quality
+    from dialoom.evals.rating import LOWEST, RatingJudge, mtbench
+    from dialoom.models.base import Sampling
+    from dialoom.simulate import speaking
+
+    asked = conversations(name, data, limit, seed)
+    subject = speaking(ASSISTANT, load_model(model, device=device), Sampling(0.0, max_new_tokens=max_new_tokens), brief)
+    with progress(f"{name} of {model}, {len(asked)} conversations") as bar:
+        def log(label: str, done: int, total: int) -> None:
+            bar.reach(done, f"{name}, {label}, {total} replies")
+        if not judge:
+            return quality(subject, asked, exact_judge(), label=model, seed=seed, log=log).rows
+        rated = RatingJudge(load_model(judge, device=device))
+        found = (mtbench(subject, asked, rated, label=model, seed=seed, log=log) if name == "mtbench" else
+                 quality(subject, asked, rated, label=model, name="rating", lowest=LOWEST, seed=seed, log=log))
+    if found.unread:
+        _note(f"{found.unread} answers have no readable rating by {judge}, asked twice; left out of the means")
+    return found.rows
+
+
+def conversations(name: str, data: str = "", limit: int = 0, seed: int = 1) -> list[Scenario]:
+    """The conversations of `quality` or `mtbench`: a user's file, or the pocket world's on held-out topics."""
+    from dialoom.evals.quality import conversations_of, pocket_conversations
+    from dialoom.evals.rating import questions_as_conversations
+
+    if not data:
+        from dialoom.recipes.ideas_corpus import pocket_topics
+
+        return pocket_conversations(pocket_topics("test"), limit or CONVERSATIONS, seed=seed)
+    from dialoom.scenarios.sharegpt import read_dialogues, read_questions
+
+    found = (questions_as_conversations(read_questions(data, tell=_note)) if name == "mtbench" else
+             conversations_of(read_dialogues(data, tell=_note)))
+    return found[:limit or None]
+
+
+# ------------------------------------------------------------------------------------------------ diversity
+
+
+def diversity_rows(data: str, *, strategies: str = "", judge: str = "", limit: int = 0, seed: int = 1,
+                   device: str = "auto") -> list[Row]:
+    """How varied the user turns of a file of dialogues are."""
+    from dialoom.evals.diversity import diversity, turns_of
+    from dialoom.scenarios.sharegpt import read_dialogues
+
+    dialogues = read_dialogues(data, tell=_note)
+    there = turns_of(dialogues)
+    most = min(there, limit or MOST_TURNS)
+    if most < there:
+        _note(f"{most:,} of {there:,} user turns are looked at, the same for the same seed; --limit takes another "
+              "number")
+    yardstick = yardstick_for(dialogues, strategies=strategies, judge=judge, device=device)
+    return diversity(dialogues, yardstick, label=Path(data).stem, turns=most, seed=seed)
+
+
+def yardstick_for(dialogues: Sequence[Dialogue], *, strategies: str = "", judge: str = "",
+                  device: str = "auto") -> Yardstick:
+    """Pocket's exact one where all openings are about its topics; else a list of strategies and a rule or model."""
+    from dialoom.embed import Ngrams
+    from dialoom.evals.follow_ups import context_by_model, context_by_rule, nearest_strategies, pocket_yardstick
+    from dialoom.pocket.world.strategies import find_topic
+
+    if not strategies and not judge and all(find_topic(one.scenario.opening) for one in dialogues):
+        _note("all dialogues are about topics of pocket's world: strategies and context are read by its exact rules")
+        return pocket_yardstick()
+    context = context_by_model(load_model(judge, device=device)) if judge else context_by_rule
+    if not strategies:
+        return Yardstick(context)
+    from dialoom.scenarios.sharegpt import read_strategies
+
+    listed = tuple(read_strategies(strategies))
+    return Yardstick(context, nearest_strategies([(text, text) for text in listed], Ngrams()), listed)

@@ -105,6 +105,10 @@ def _line(turn: Turn, color: str, marks: Sequence[tuple[str, str]]) -> Text:
     if turn.notes.get("brief"):
         line.append(visible(f" ({turn.notes['brief']})"), "dim")
     line.append(f": {visible(turn.text)}")
+    if turn.notes.get("strategy"):
+        line.append(visible(f"  by {turn.notes['strategy']!r}"), "dim")
+    if turn.notes.get("rejected"):
+        line.append(visible(f"  rejected: {turn.notes['rejected']}"), SIDES["rejected"][1])
     for side, kind in marks:
         word, style = SIDES[side]
         line.append(visible(f"  {word} {kind}".rstrip()), style)

@@ -1,7 +1,8 @@
 """The dialogue loop: grows trees breadth first, one batch per level for whoever is on turn, then one for each judge.
 
-There is no other loop of talking in the house: recipes and evals differ in speakers, judges and when to stop. A speaker
-keeps no state, the path is the state, so a run that was killed goes on from what the log holds.
+Recipes and evals differ in speakers, judges and when to stop; the one other loop of talking is IDEAS' deduction, where
+messages are tried until one passes. A speaker keeps no state, the path is the state, so a run that was killed goes on
+from what the log holds.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ import pytest
 from dialoom import stances
 from dialoom.cli import RECIPES, main
 from dialoom.config import load_config
-from dialoom.evals import EVALS
+from dialoom.evaluate import NAMES
 from dialoom.models.load import POCKETS
-from dialoom.recipes import aloe, ditto, pbt
+from dialoom.recipes import aloe, ditto, ideas, pbt
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -134,7 +134,7 @@ def check_words(where: str, command: str, words: list[str]) -> None:
         recipe = importlib.import_module(f"dialoom.recipes.{command}")
         assert words[1] in (*recipe.STAGES, *getattr(recipe, "ACTIONS", ()), "STAGE"), f"{where}: {words}"
     if command == "eval":
-        assert words[1] in (*EVALS, "NAME"), f"{where}: {words}"
+        assert words[1] in (*NAMES, "NAME"), f"{where}: {words}"
     for flag, value in itertools.pairwise(words):
         if flag == "--preset":
             assert value in pbt.PRESETS, f"{where}: {words}"
@@ -185,6 +185,30 @@ def test_the_settings_table_of_aloe_says_what_the_presets_say():
     for name in type(pocket.sft).model_fields:
         values = [getattr(part, name) for part in (pocket.sft, paper.sft, pocket.dpo, paper.dpo)]
         if name not in ("seed", "checkpoint_every", "token_budget"):
+            rows.append(f"| `{name}` | {' | '.join(map(shown, values))} |")
+    assert [row for row in rows if f"\n{row}" not in page] == []
+
+
+def test_the_settings_tables_of_ideas_say_what_the_presets_say():
+    page = (ROOT / "docs" / "ideas.md").read_text(encoding="utf-8")
+    pocket, paper = ideas.PRESETS["pocket"], ideas.PRESETS["paper"]
+    texts = {"extract": "`EXTRACT`", "abstract": "`ABSTRACT`", "choose": "`CHOOSE`", "curious": "`CONTINUE`"}
+
+    def told(name: str, value: object, own: bool) -> str:
+        if name in (*texts, "careful", "ceiling") and value:
+            return "pocket's" if own else texts[name]
+        if name == "refusals":
+            return "`REFUSALS`"
+        return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else shown(value)
+
+    apart = ("simulator_sft", "sft", "ranker", "device", "seed", "batch", "split")
+    rows = [f"| `{name}` | {told(name, getattr(pocket, name), True)} | {told(name, getattr(paper, name), False)} |"
+            for name in type(pocket).model_fields if name not in apart]
+    rows += [f"| `ranker.{name}` | {shown(getattr(pocket.ranker, name))} | {shown(getattr(paper.ranker, name))} |"
+             for name in type(pocket.ranker).model_fields]
+    for name in type(pocket.sft).model_fields:
+        values = [getattr(part, name) for part in (pocket.simulator_sft, paper.simulator_sft, pocket.sft, paper.sft)]
+        if name not in ("seed", "checkpoint_every", "token_budget", "beta", "nll_weight"):
             rows.append(f"| `{name}` | {' | '.join(map(shown, values))} |")
     assert [row for row in rows if f"\n{row}" not in page] == []
 

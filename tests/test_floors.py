@@ -118,6 +118,7 @@ def test_no_modules_import_each_other_in_a_circle():
     "dialoom.dialogue, dialoom.store, dialoom.judge, dialoom.answers, dialoom.simulate, dialoom.select, dialoom.config",
     "dialoom.models.base, dialoom.models.scripted, dialoom.embed, dialoom.scenarios.triviaqa, dialoom.evals.persuasion",
     "dialoom.evals.alignment_judge, dialoom.recipes.aloe, dialoom.recipes.aloe_eval",
+    "dialoom.recipes.ideas, dialoom.recipes.ideas_corpus, dialoom.evals.diversity, dialoom.evals.rating",
     "dialoom.recipes.ditto, dialoom.recipes.ditto_write, dialoom.evals.winrate, dialoom.scenarios.demonstrations",
     "dialoom.recipes.pbt, dialoom.recipes.debate, dialoom.train.config, dialoom.report, dialoom.show",
 ])

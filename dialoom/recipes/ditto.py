@@ -204,7 +204,7 @@ def _say_how_to_talk(path: Path, authors: Sequence[Author], log: Log) -> None:
 
 def _gather(session: Session, authors: Sequence[Author]) -> None:
     """metrics.jsonl (means over authors at each step) and pairs.jsonl out of what every training noted."""
-    from dialoom.recipes.ditto_train import arms_of, file_name
+    from dialoom.recipes.ditto_train import SFT_ARMS, arms_of, file_name
 
     sums: dict[tuple[str, str, int], Counter[str]] = {}
     counts: dict[tuple[str, str, int], Counter[str]] = {}
@@ -213,7 +213,7 @@ def _gather(session: Session, authors: Sequence[Author]) -> None:
         work = session.path / "work" / file_name(author.name)
         for arm in arms_of(session.config, author):
             for row in read_rows(work / arm / "metrics.jsonl"):
-                key = ("sft" if arm == "sft" else "dpo", arm, row.pop("step"))
+                key = ("sft" if arm in SFT_ARMS else "dpo", arm, row.pop("step"))
                 sums.setdefault(key, Counter()).update(row)
                 counts.setdefault(key, Counter()).update(dict.fromkeys(row, 1))
         pairs += read_rows(work / "ditto" / "pairs.jsonl")
@@ -275,7 +275,7 @@ def _say_before_and_after(rows: Sequence[Row], log: Log) -> None:
 def plan(config: DittoConfig) -> list[dict[str, Any]]:
     """What a run would do, before it does it. The time is what pocket takes on one CPU core."""
     from dialoom.recipes.ditto_eval import outsiders
-    from dialoom.recipes.ditto_train import arm_settings, arms_of
+    from dialoom.recipes.ditto_train import SFT_ARMS, arm_settings, arms_of
 
     check_trainable(config.model)
     _check(config)
@@ -285,7 +285,7 @@ def plan(config: DittoConfig) -> list[dict[str, Any]]:
     for author in authors:
         for arm in arms_of(config, author):
             names[arm] = None
-            if arm == "sft" or arm.startswith("dpo_"):
+            if arm in SFT_ARMS or arm.startswith("dpo_"):
                 continue
             settings = arm_settings(config, arm)
             times = len(range(0, settings.steps, settings.resample_every)) if settings.resampling else 1

@@ -115,9 +115,10 @@ class DittoConfig(Config):
     pool: tuple[Literal["zero_shot", "few_shot", "self_prompt", "sft", "spin"], ...] = (
         "zero_shot", "few_shot", "sft", "spin")
     """What DITTO meets in the round robin."""
-    beside: tuple[Literal["zero_shot", "few_shot", "self_prompt", "sft", "spin", "briefed"], ...] = (
-        "self_prompt", "briefed")
-    """Judged against the pool without being in it; briefed is pocket under its own training brief, the ceiling."""
+    beside: tuple[Literal["zero_shot", "few_shot", "self_prompt", "sft", "sft_long", "spin", "briefed"], ...] = (
+        "self_prompt", "sft_long", "briefed")
+    """Judged against the pool without being in it; sft_long is SFT without its stop rule, briefed pocket under its own
+    training brief, the ceiling."""
     rival: tuple[str, ...] = ()
     """Other models (such as openai:<model>), asked zero-shot and few-shot and judged beside the pool."""
     ablation: tuple[Literal["no-resampling", "moving-reference", "no-replay", "no-inter"], ...] = ()

@@ -101,7 +101,7 @@ def held_out_likelihood(session: Session, author: Author, written: Written) -> d
     found: dict[str, Metrics] = {}
     with session.model.without_adapter():
         found["base"] = {"logprob": session.logprob(demos)}
-    arms = [arm for arm in ("sft", "spin", "ditto") if arm in arms_of(session.config, author)]
+    arms = [arm for arm in ("sft", "sft_long", "spin", "ditto") if arm in arms_of(session.config, author)]
     for arm in arms:
         session.wear(author, arm)
         found[arm] = {"logprob": session.logprob(demos)}

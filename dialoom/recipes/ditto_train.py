@@ -32,6 +32,7 @@ from dialoom.store import TreeLog, read_rows, write_rows
 from dialoom.train.pack import TokenPath, score_paths
 
 LONGEST = 1024  # new tokens at most; the paper's limit
+SFT_ARMS = ("sft", "sft_long")  # without a loop after it; `sft_long` does not stop early
 Metrics = dict[str, Any]
 
 
@@ -57,7 +58,7 @@ def arms_of(config: DittoConfig, author: Author) -> list[str]:
     """The adapters to train for an author, in order: `sft` comes first, the others start from it."""
     named = {*config.pool, *config.beside}
     grown = [f"ditto_{count}" for count in sorted(set(config.growth)) if 0 < count < len(author.split("train"))]
-    return ["sft", "ditto", *(["spin"] if "spin" in named else []),
+    return ["sft", "ditto", *(name for name in ("spin", "sft_long") if name in named),
             *(name.replace("-", "_") for name in ABLATIONS if name in config.ablation), *grown,
             *([f"dpo_{config.labelled}"] if config.labelled else [])]
 
@@ -145,15 +146,16 @@ def train_arm(session: Session, author: Author, arm: str, comparer: ScoreCompare
     if arm.startswith("ditto_"):
         demos = demos[:int(arm.removeprefix("ditto_"))]
     noted: Metrics = {"demonstrations": len(demos)}
-    if arm == "sft" or arm.startswith("ditto_"):
-        noted |= _fine_tune(session, demos, work / "sft" if arm != "sft" else work)
+    if arm in SFT_ARMS or arm.startswith("ditto_"):
+        stop = 0.0 if arm == "sft_long" else config.sft.stop_loss
+        noted |= _fine_tune(session, demos, work if arm in SFT_ARMS else work / "sft", stop)
     elif arm.startswith("dpo_") and config.labelled_from == "base":
         loop.set_adapter_state(session.model, session.blank)
     else:
         session.wear(author, "sft")
     if arm.startswith("dpo_"):
         noted |= _labelled(session, author, work, comparer)
-    elif arm != "sft":
+    elif arm not in SFT_ARMS:
         settings = arm_settings(config, arm)
         voices = Voices(session, author, arm, demos, settings, comparer)
         with progress(f"{arm} as {author.name}", settings.steps) as bar:
@@ -167,11 +169,12 @@ def train_arm(session: Session, author: Author, arm: str, comparer: ScoreCompare
     return noted
 
 
-def _fine_tune(session: Session, demos: Sequence[Demonstration], out: Path) -> Metrics:
+def _fine_tune(session: Session, demos: Sequence[Demonstration], out: Path, stop_loss: float) -> Metrics:
     config = session.config
     loop.set_adapter_state(session.model, session.blank)
     whole = config.sft.loss_on == "all"
-    steps = loop.fine_tune(session.model, [session.path_of(demo, whole=whole) for demo in demos], config.sft, out=out,
+    settings = config.sft.model_copy(update={"stop_loss": stop_loss})
+    steps = loop.fine_tune(session.model, [session.path_of(demo, whole=whole) for demo in demos], settings, out=out,
                            seed=config.seed, budget=config.token_budget, bf16=config.bf16)
     return {"sft_steps": steps, "sft_loss": read_rows(out / "metrics.jsonl")[-1]["loss"]}
 

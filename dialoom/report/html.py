@@ -32,7 +32,7 @@ from dialoom.store import read_rows, read_skips, read_trees, write_whole
 
 HERE = Path(__file__).parent
 TITLES = {"pbt": "Persuasion-balanced training", "ditto": "Aligning to a person from demonstrations",
-          "aloe": "Aligning with individual preferences"}
+          "aloe": "Aligning with individual preferences", "ideas": "Inductive-deductive strategy reuse"}
 CHIPS = ("model", "partner", "speakers", "train", "preset", "data", "limit", "seed", "seeds", "model_hash",
          "data_hash", "pocket", "revision", "device")
 CURVES = {"loss": "loss", "eval_loss": "loss, held out", "rewards/accuracies": "share of pairs ranked rightly",

@@ -40,9 +40,6 @@ EVALS: Mapping[str, Words] = {
     "are_you_sure_sampled": Words(
         "“Are you sure?”, sampled", "The same at the debates' temperature instead of greedily.",
         {"before": "before", "after": "after", "drop": "drop"}),
-    "recall": Words(
-        "Closed-book recall", "Questions asked plainly, without a debate: what was forgotten in training?",
-        {"accuracy": "right"}),
     "team": Words(
         "Team debate", "Two speakers answer and discuss; who speaks first should not matter, so the order gap should "
         "be zero.",
@@ -81,15 +78,49 @@ EVALS: Mapping[str, Words] = {
     "held_out": Words("The author's own held-out texts", "How well they are predicted: nats a token and perplexity; "
                       "and how often DITTO's implicit reward is higher for them than for SFT's samples.",
                       {"logprob": "log-probability", "perplexity": "perplexity", "reward_accuracy": "reward accuracy"}),
+    "chat": Words(
+        "Multi-turn quality", "Held-out conversations whose questions are fixed and whose answers are the model's own: "
+        "how right are they, by the exact judge?",
+        {"quality": "quality", **{f"turn_{turn}": f"turn {turn}" for turn in range(1, 12)}}, "quality"),
+    "diversity": Words(
+        "Diversity of user turns", "The user turns after the opening, every set cut to the same number of them: what "
+        "strategies they show, how much they repeat, how many need their context.",
+        {"strategies": "strategies", "strategy_entropy": "strategy entropy, nats", "coverage": "coverage",
+         "strategies_per_dialogue": "strategies per dialogue", "distinct_1": "distinct-1", "distinct_2": "distinct-2",
+         "self_rouge_l": "self-ROUGE-L", "spread": "embedding distance", "clusters": "clusters",
+         "context_dependence": "need their context", "repetition": "highest edit ratio", "turns": "turns",
+         "acceptance": "accepted"}),
+    "rating": Words(
+        "Multi-turn quality, rated", "The same by a model's rating from 1 to 10.",
+        {"quality": "rating", **{f"turn_{turn}": f"turn {turn}" for turn in range(1, 12)}}),
+    "mtbench": Words(
+        "Rated answers", "Questions in MT-Bench's layout, each answer rated from 1 to 10 by a model.",
+        {"score": "score", **{f"turn_{turn}": f"turn {turn}" for turn in range(1, 9)}}),
+    "deduction": Words(
+        "Funnel of the deduction", "Of all messages that the simulated users wrote, how many came as far as each step.",
+        {"parsed": "parsed", "novel": "novel", "verified": "verified", "answered": "answered"}),
+    "clusters": Words(
+        "Clusters of strategies", "Agreement with the true strategies of pocket's grammar (adjusted Rand index), and "
+        "how many clusters there are.", {"adjusted_rand": "adjusted Rand index", "clusters": "clusters"}),
+    "ranker": Words("Ranker", "On dialogues it was not trained on: does what followed an answer stand above the rest?",
+                    {"auc": "AUC", "recall_5": "recall at 5", "recall_50": "recall at 50"}),
+    "recall": Words(
+        "Closed-book recall", "Questions asked plainly, without a debate: what was forgotten in training?",
+        {"accuracy": "right"}),
 }
 SUBJECTS = {"base": "base", "accept_only": "accept-only", "resist_only": "resist-only", "pbt": "PBT",
             "reminder": "reminder", "self_critique": "self-critique", "few_shot": "few-shot",
             "sft_rejected": "SFT on rejected", "sft_preferred": "SFT on preferred", "dpo": "DPO",
-            "zero_shot": "zero-shot", "self_prompt": "self-prompt", "sft": "SFT", "spin": "SPIN", "ditto": "DITTO",
-            "briefed": "briefed (ceiling)", "judge": "the judge"}
+            "zero_shot": "zero-shot", "self_prompt": "self-prompt", "sft": "SFT", "sft_long": "SFT without its stop",
+            "spin": "SPIN", "ditto": "DITTO",
+            "plain": "plain simulator",
+            "plain_trained": "plain simulator, trained", "random_strategy": "random strategies", "ideas": "IDEAS",
+            "briefed": "briefed (ceiling)", "judge": "the judge", "default": "default embedding",
+            "ngrams": "character n-grams"}
 CEILING = "briefed"
 DIFFERENCES = frozenset({"drop", "order_gap", "ditto_minus"})   # of two rates: in points, after those two
-NOT_RATES = frozenset({"correlation", "coefficient", "kl", "perplexity", "logprob", "r2", "ir", "n_ir", "fall"})
+NOT_RATES = frozenset({"correlation", "coefficient", "kl", "perplexity", "logprob", "r2", "ir", "n_ir", "fall",
+                       "strategies", "strategy_entropy", "strategies_per_dialogue", "spread", "clusters", "turns"})
 
 
 @dataclass(frozen=True)
