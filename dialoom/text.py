@@ -11,6 +11,8 @@ import string
 from collections import Counter
 from collections.abc import Iterable
 
+from rapidfuzz.distance import LCSseq
+
 SILENCE = "..."  # what a speaker "hears" when it opens a dialogue itself: most templates demand a user message first
 
 _TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
@@ -51,24 +53,7 @@ def edit_ratio(left: str, right: str) -> float:
     """Likeness in [0, 1] of two texts by characters: (len(left) + len(right) - d) / (len(left) + len(right)).
 
     d counts insertions and deletions, a substitution being one of each (the ratio of python-Levenshtein, not
-    1 - distance / longer). 1.0 where both are empty. Time grows with the product of the lengths over the machine's
-    word length, so a page against a page is a matter of milliseconds.
+    1 - distance / longer). 1.0 where both are empty.
     """
     total = len(left) + len(right)
-    return 2 * _longest_common_subsequence(left, right) / total if total else 1.0
-
-
-def _longest_common_subsequence(left: str, right: str) -> int:
-    """Length of the longest common subsequence, a whole row of the table held as the bits of one integer.
-
-    Source: H. Hyyrö, "Bit-parallel LCS-length computation revisited" (2004).
-    """
-    where: dict[str, int] = {}
-    for place, mark in enumerate(left):
-        where[mark] = where.get(mark, 0) | 1 << place
-    full = (1 << len(left)) - 1
-    row = full
-    for mark in right:
-        hits = row & where.get(mark, 0)
-        row = ((row + hits) | (row - hits)) & full
-    return len(left) - row.bit_count()
+    return 2 * LCSseq.similarity(left, right) / total if total else 1.0

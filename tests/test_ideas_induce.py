@@ -32,9 +32,7 @@ from dialoom.recipes.ideas_corpus import (
     write_shipped,
 )
 from dialoom.recipes.ideas_induce import (
-    POCKET_DRAWS,
     POCKET_EXTRACT,
-    POCKET_EXTRACTING,
     extract,
     follow_ups,
     pool_of,
@@ -371,7 +369,7 @@ def test_pocket_reads_the_strategies_of_its_corpus_and_their_clusters_are_the_tr
     model = load_model("pocket")
     corpus, _ = usable(pocket_corpus(20, 11))
     truth = [name for one in corpus for name in one.scenario.facts["classes"]]
-    asked, _ = extract(corpus, model, brief=POCKET_EXTRACT, sampling=POCKET_EXTRACTING, draws=POCKET_DRAWS)
+    asked, _ = extract(corpus, model, brief=POCKET_EXTRACT, sampling=Sampling(0.5, max_new_tokens=48), draws=4)
     records, _ = weigh(corpus, asked, model, brief=POCKET_CHOOSE)
     assert len(records) == len(truth) == len(list(follow_ups(corpus)))
     right = [world.CLASS_OF.get(one.strategy) == name for one, name in zip(records, truth, strict=True)]

@@ -17,7 +17,7 @@ ABLATIONS = ("no-resampling", "moving-reference", "no-replay", "no-inter")
 class SFTStage(Config):
     """The brief fine-tuning that makes the reference."""
 
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(1e-3, gt=0)
     """Peak learning rate (3e-5 in the paper, for 7B parameters)."""
     batch: int = Field(4, ge=1)
     """Demonstrations in one optimiser step."""
@@ -29,7 +29,7 @@ class SFTStage(Config):
     """How the rate goes on after warm-up."""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """AdamW as in the paper, or RMSprop as the release in fact runs."""
-    stop_loss: float = Field(0.6, ge=0)
+    stop_loss: float = Field(0.9, ge=0)
     """Training ends once the loss (nats a token) is below this; 0: never. About 1.0 in the paper."""
     stop_over: Literal["epoch", "batch"] = "epoch"
     """What that loss is averaged over: an epoch's last steps, or (the release) the last step alone."""
@@ -42,9 +42,9 @@ class SFTStage(Config):
 class DPOStage(Config):
     """The iterated part: sample, draw pairs, step."""
 
-    lr: float = Field(8e-4, gt=0)
+    lr: float = Field(4e-4, gt=0)
     """Learning rate after warm-up (1e-6 in the paper, for 7B parameters)."""
-    steps: int = Field(20, ge=1)
+    steps: int = Field(40, ge=1)
     """Optimiser steps; 40 in the paper."""
     warmup: float = Field(0.25, ge=0)
     """Steps of linear warm-up; a value below 1 is a share of `steps`."""
@@ -52,7 +52,7 @@ class DPOStage(Config):
     """How the rate goes on after warm-up; constant in the paper."""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """As in `sft`."""
-    resample_every: int = Field(5, ge=1)
+    resample_every: int = Field(10, ge=1)
     """K: steps between two samplings; 10 in the paper."""
     samples: int = Field(10, ge=1)
     """M: samples for each demonstration at each sampling; 10 in the paper."""
@@ -70,7 +70,7 @@ class DPOStage(Config):
     """Share of pairs demonstration > older sample."""
     inter: float = Field(0.1, ge=0, le=1)
     """Share of pairs later sample > earlier sample (the release calls them noisy)."""
-    pairs_per_demo: int = Field(6, ge=1)
+    pairs_per_demo: int = Field(4, ge=1)
     """Pairs of a step for each of its demonstrations; 3 in the release."""
     demo_batch: int = Field(8, ge=1)
     """Demonstrations of one step."""
@@ -144,9 +144,9 @@ class DittoConfig(Config):
     """The brief fine-tuning that makes the reference."""
     dpo: DPOStage = DPOStage()
     """The iterated part."""
-    lora_rank: int = Field(4, ge=1)
+    lora_rank: int = Field(16, ge=1)
     """Rank of the adapters; 16 in the paper, 32 in the release."""
-    lora_alpha: float = Field(16.0, gt=0)
+    lora_alpha: float = Field(32.0, gt=0)
     """An adapter's output is scaled by alpha / rank; 32 in the paper, 64 in the release."""
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout before an adapter while it is fine-tuned; off in DPO."""

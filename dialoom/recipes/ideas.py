@@ -86,7 +86,7 @@ def run(config: IdeasConfig, folder: RunFolder, stages: Sequence[str] = STAGES, 
     sources = Sources(config, quiet if folder.has("extract") else log)
     folder.stage("extract", lambda: extract_stage(cast, sources, path, log))
     if "cluster" in stages and not config.strategies:
-        folder.stage("cluster", lambda: _with_rows(folder, cluster_stage(cast, path, log)))
+        folder.stage("cluster", lambda: _with_rows(folder, cluster_stage(cast, sources, path, log)))
     if "abstract" in stages:
         make = import_stage if config.strategies else abstract_stage
         folder.stage("abstract", lambda: make(cast, path, log))

@@ -29,8 +29,6 @@ REFUSALS = ("language model", "sorry", "apologi", "unknown error", "content filt
 """Words of an answer that refuses or breaks off, case aside; own list, in English."""
 MAX_WORDS = 20  # of a strategy: IDEAS' requirement
 EXTRACTING = Sampling(temperature=0.0, max_new_tokens=200)
-POCKET_EXTRACTING = Sampling(temperature=0.5, max_new_tokens=48)
-POCKET_DRAWS = 4  # so 40 dialogues leave one of 15 true strategies unnamed at most; two draws at 0.7 leave one or two
 BATCH = 256  # turns asked before the answers are written down
 POOL = 64  # strategies weighed for a turn: more than pocket names in a corpus of 80 dialogues that way
 

@@ -14,6 +14,7 @@ import numpy as np
 from dialoom.dialogue import Dialogue
 from dialoom.embed import Embedder, nearest
 from dialoom.errors import DataError, ModelError
+from dialoom.evals.alignment_roles import USER
 from dialoom.evals.metrics import Row
 from dialoom.models.base import ChatModel, Sampling, ScoringModel
 from dialoom.pocket.world.strategies import CLASS_OF
@@ -25,7 +26,7 @@ from dialoom.recipes.ideas_induce import extract, follow_ups, weigh
 from dialoom.recipes.ideas_ranker import Ranker, measure, positives_of
 from dialoom.recipes.ideas_simulator import plain_examples, target_examples
 from dialoom.recipes.ideas_sources import Sources, is_pocket
-from dialoom.recipes.ideas_strategies import Record, Strategies
+from dialoom.recipes.ideas_strategies import Record, Strategies, folded
 from dialoom.recipes.pbt import load_local
 from dialoom.scenarios.sharegpt import (
     Extracted,
@@ -90,7 +91,7 @@ def records_of(path: Path) -> list[Record]:
     return [Record(**row) for row in read_rows(path / RECORDS)]
 
 
-def cluster_stage(cast: Cast, path: Path, log: Log) -> tuple[dict[str, Any], list[Row]]:
+def cluster_stage(cast: Cast, sources: Sources, path: Path, log: Log) -> tuple[dict[str, Any], list[Row]]:
     """Clusters of the different strategies, into clusters.json; into sweep.json what the threshold was picked from."""
     config, records = cast.config, records_of(path)
     texts = [one for some in groups([record.strategy for record in records], [0] * len(records)) for one in some]
@@ -99,10 +100,13 @@ def cluster_stage(cast: Cast, path: Path, log: Log) -> tuple[dict[str, Any], lis
     write_clusters(path / CLUSTERS, found)
     write_whole(path / "sweep.json", json.dumps([asdict(cut) for cut in cuts], indent=1))
     log(f"cluster: {len(texts)} strategies in {len(found)} clusters, threshold {threshold:g}")
-    rows = _rand_rows(texts, labels, "default", config) if is_pocket(config) else []
-    if rows and config.embedding != "ngrams":
-        beside, _, _ = _clustered(texts, cast.embedder("ngrams"), config)
-        rows += _rand_rows(texts, beside, "ngrams", config)
+    rows: list[Row] = []
+    if is_pocket(config):
+        turns = [(record.strategy, _true_class(sources.corpus, record)) for record in records]
+        rows = _rand_rows(texts, labels, turns, "default", config)
+        if config.embedding != "ngrams":
+            beside, _, _ = _clustered(texts, cast.embedder("ngrams"), config)
+            rows += _rand_rows(texts, beside, turns, "ngrams", config)
     for row in rows:
         log(f"clusters, {row.subject}: {row.metric} {row.value:.3f}")
     return {"strategies": len(texts), "clusters": len(found), "threshold": threshold}, rows
@@ -118,19 +122,35 @@ def _clustered(texts: Sequence[str], embedder: Embedder, config: IdeasConfig) ->
     return clusters(texts, embedder, threshold=threshold, method=config.cluster), threshold, cuts
 
 
-def _rand_rows(texts: Sequence[str], labels: Labels, subject: str, config: IdeasConfig) -> list[Row]:
-    """How well clusters agree with the true strategies of pocket's grammar, over phrasings that the grammar has."""
+def _rand_rows(texts: Sequence[str], labels: Labels, turns: Sequence[tuple[str, str]], subject: str,
+               config: IdeasConfig) -> list[Row]:
+    """How well clusters agree with the true strategies of pocket's grammar: over the phrasings of the grammar among the
+    texts, and over all turns, where it counts, too, whether a turn was given a strategy of the right kind.
+
+    Args:
+        turns: the strategy that was read from each real turn, and the true one.
+    """
     known = [at for at, text in enumerate(texts) if text in CLASS_OF]
-    value = adjusted_rand([int(labels[at]) for at in known], [CLASS_OF[texts[at]] for at in known])
-    count = float(len(set(labels.tolist())))
-    return [Row("clusters", subject, "adjusted_rand", value, np.nan, np.nan, len(known), config.seed),
-            Row("clusters", subject, "clusters", count, np.nan, np.nan, len(texts), config.seed)]
+    label_of = {folded(text): int(label) for text, label in zip(texts, labels, strict=True)}
+    values = {"adjusted_rand": adjusted_rand([int(labels[at]) for at in known], [CLASS_OF[texts[at]] for at in known]),
+              "adjusted_rand_turns": adjusted_rand([label_of[folded(text)] for text, _ in turns],
+                                                   [true for _, true in turns]),
+              "clusters": float(len(set(labels.tolist())))}
+    return [Row("clusters", subject, metric, value, np.nan, np.nan, len(texts), config.seed)
+            for metric, value in values.items()]
+
+
+def _true_class(corpus: Sequence[Dialogue], record: Record) -> str:
+    """What the grammar wrote a real turn by."""
+    dialogue = next(one for one in corpus if one.scenario.id == record.dialogue)
+    at = [turn.id for turn in dialogue.by(USER)].index(record.turn)
+    return str(dialogue.scenario.facts["classes"][at])
 
 
 def abstract_stage(cast: Cast, path: Path, log: Log) -> dict[str, Any]:
     """One name for each cluster, into strategies.json, which holds what belongs to each of them as well."""
     config, members = cast.config, read_clusters(path / CLUSTERS)
-    found = abstract(members, cast.model(config.abstractor), brief=config.abstract, embedder=cast.strategy_embedder(),
+    found = abstract(members, cast.model(config.abstractor), brief=config.abstract,
                      out=path / "work" / "abstracted.jsonl", tell=log)
     return keep_strategies(found, path, log)
 

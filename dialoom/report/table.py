@@ -100,8 +100,9 @@ EVALS: Mapping[str, Words] = {
         "Funnel of the deduction", "Of all messages that the simulated users wrote, how many came as far as each step.",
         {"parsed": "parsed", "novel": "novel", "verified": "verified", "answered": "answered"}),
     "clusters": Words(
-        "Clusters of strategies", "Agreement with the true strategies of pocket's grammar (adjusted Rand index), and "
-        "how many clusters there are.", {"adjusted_rand": "adjusted Rand index", "clusters": "clusters"}),
+        "Clusters of strategies", "Agreement with the true strategies of pocket's grammar (adjusted Rand index): of "
+        "the phrasings, and of the turns that they were read from. And how many clusters there are.",
+        {"adjusted_rand": "adjusted Rand index", "adjusted_rand_turns": "of the turns", "clusters": "clusters"}),
     "ranker": Words("Ranker", "On dialogues it was not trained on: does what followed an answer stand above the rest?",
                     {"auc": "AUC", "recall_5": "recall at 5", "recall_50": "recall at 50"}),
     "recall": Words(
