@@ -29,7 +29,7 @@ class SFTStage(Config):
     """How the rate goes on after warm-up."""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """AdamW as in the paper, or RMSprop as the release in fact runs."""
-    stop_loss: float = Field(0.9, ge=0)
+    stop_loss: float = Field(0.6, ge=0)
     """Training ends once the loss (nats a token) is below this; 0: never. About 1.0 in the paper."""
     stop_over: Literal["epoch", "batch"] = "epoch"
     """What that loss is averaged over: an epoch's last steps, or (the release) the last step alone."""
