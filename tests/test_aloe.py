@@ -278,7 +278,7 @@ def test_general_chats_come_from_a_file_or_from_pocket(tmp_path):
     found = general_examples(str(file), 3, log=told.append)
     assert [one.chat[-1]["content"] for one in found] == ["hello", "4", "hello"]
     assert len({one.id for one in found}) == 3
-    assert [line.split(":")[1] for line in told] == ["3", "4", "5"]
+    assert {line.split(":")[1] for line in told[:-1]} == {"3", "4", "5"}  # the last line counts them
     file.write_text("\n".join(json.dumps({"messages": [{"role": "user", "content": f"hi {at}"},
                                                       {"role": "assistant", "content": "yes"}]}) for at in range(20)))
     mixed, held = (general_examples(str(file), 30, held_out=held) for held in (False, True))

@@ -10,7 +10,7 @@ from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.models.base import Completion, Sampling
 from dialoom.models.scripted import ScriptedModel
 from dialoom.recipes import ditto
-from dialoom.recipes.ditto_config import ABLATIONS, PAPER, PRESETS, DittoConfig, DPOStage
+from dialoom.recipes.ditto_config import ABLATIONS, PAPER, PRESETS, DittoConfig, DPOStage, SFTStage
 from dialoom.recipes.ditto_train import arm_settings, arms_of, distinct, file_name, padded
 from dialoom.recipes.ditto_write import (
     FEW_SHOT,
@@ -104,9 +104,19 @@ def test_names_of_authors_become_different_file_names():
 
 def test_an_author_s_arms_follow_from_the_settings():
     author = ditto.authors_of(DittoConfig(max_authors=1))[0]
-    assert arms_of(DittoConfig(), author) == ["sft", "ditto", "spin"]
+    assert arms_of(DittoConfig(), author) == ["sft", "ditto", "spin", "sft_long"]
     config = DittoConfig(pool=("sft",), beside=(), ablation=("no-replay",), growth=(1, 7, 3), labelled=50)
     assert arms_of(config, author) == ["sft", "ditto", "no_replay", "ditto_1", "ditto_3", "dpo_50"]
+
+
+def test_long_fine_tuning_goes_on_where_the_other_stops(tmp_path):
+    config = DittoConfig(authors=("Mira",), pool=("sft",), beside=("sft_long",), max_new_tokens=4, test_samples=1,
+                         lora_rank=1, sft=SFTStage(max_steps=4, stop_loss=100.0),
+                         dpo=DPOStage(steps=1, samples=1, resample_every=1))
+    run(config, tmp_path)
+    stages = {name: json.loads((tmp_path / "stages" / f"train-Mira-{name}.json").read_text())["value"]
+              for name in ("sft", "sft_long")}
+    assert stages["sft"]["sft_steps"] == 2 < stages["sft_long"]["sft_steps"] == 4  # two batches are an epoch
 
 
 def test_each_ablation_changes_one_thing():
@@ -327,4 +337,4 @@ def test_the_plan_counts_texts_and_steps():
     rows = ditto.plan(DittoConfig(max_authors=2, dpo=DPOStage(steps=40, resample_every=10, samples=10)))
     assert [row["stage"] for row in rows] == ["train", "write", "eval"]
     assert rows[0]["texts"] == 2 * 2 * 4 * 10 * 7 and "160 DPO steps" in rows[0]["what"]
-    assert rows[1]["texts"] == 2 * 3 * 3 * 7  # zero-shot, few-shot, self-prompt, briefed and three adapters
+    assert rows[1]["texts"] == 2 * 3 * 3 * 8  # zero-shot, few-shot, self-prompt, briefed and four adapters

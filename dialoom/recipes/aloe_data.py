@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dialoom.dialogue import Chat, Dialogue, DialogueTree, Turn, chat_view, content_id
+from dialoom.dialogue import Dialogue, DialogueTree, Turn, chat_view, content_id
 from dialoom.errors import DataError
 from dialoom.evals.alignment import SCORE
 from dialoom.evals.alignment_roles import ASSISTANT, USER, persona_at, scenario_of
 from dialoom.pocket.corpus import documents
 from dialoom.recipes.aloe_dialogues import PREFERRED, REVEALED
 from dialoom.scenarios.personas import Persona, sentences
+from dialoom.scenarios.sharegpt import read_dialogues
 from dialoom.select import Example, Pair, pair_of
 
 Log = Callable[[str], None]
@@ -98,7 +99,7 @@ def general_examples(source: str, count: int, *, seed: int = 0, held_out: bool =
 
     Args:
         held_out: chats that are never mixed in, at most `count`: every tenth of a file.
-        source: `pocket`, or JSON lines with `messages` (role, content) or ShareGPT's `conversations` (from, value).
+        source: `pocket`, or a file of chats as `read_dialogues` takes it.
     Raises: DataError: if the file cannot be read, or holds nothing usable.
     """
     if not count:
@@ -109,37 +110,14 @@ def general_examples(source: str, count: int, *, seed: int = 0, held_out: bool =
         return [Example(f"general/{at}", one.messages, one.targets(), "general")
                 for at, one in enumerate(itertools.islice(chosen, count))]
     found = []
-    for where, row in _lines(Path(source)):
-        try:
-            chat = _general_chat(row)
-        except DataError as wrong:
-            log(f"{where}: {wrong}; left out")
-            continue
+    for at, dialogue in enumerate(read_dialogues(source, pairs=1, tell=log)):
+        chat = chat_view(dialogue, ASSISTANT, dialogue.scenario.briefs.get(ASSISTANT))
         targets = tuple(at for at, message in enumerate(chat) if message["role"] == "assistant")
-        found.append(Example(f"general/{where}", chat, targets, "general"))
-    if not found:
-        raise DataError(f"{source}: no chat can be used; expected JSON lines with messages of role and content")
+        found.append(Example(f"general/{at}/{dialogue.scenario.id}", chat, targets, "general"))
     kept = [one for at, one in enumerate(found) if (at % HELD_OUT == HELD_OUT - 1) == held_out]
     times = 0 if held_out else count // len(kept)
     return [one if time == 0 else Example(f"{one.id}#{time}", one.chat, one.train_on, one.kind)
             for time in range(times + 1) for one in kept][:count]
-
-
-def _general_chat(row: Any) -> Chat:
-    messages = row.get("messages", row.get("conversations")) if isinstance(row, dict) else None
-    roles = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-    chat: Chat = []
-    for message in messages if isinstance(messages, list) else ():
-        role, text = (message.get("role", message.get("from")), message.get("content", message.get("value"))
-                      ) if isinstance(message, dict) else (None, None)
-        if role not in roles or not isinstance(text, str) or not text.strip():
-            raise DataError(f"a message that is not a role with text: {message!r:.80}")
-        chat.append({"role": roles[role], "content": text})
-    spoken = [message["role"] for message in chat if message["role"] != "system"]
-    in_turn = spoken[:1] == ["user"] and all(one != two for one, two in itertools.pairwise(spoken))
-    if not in_turn or "assistant" not in spoken:
-        raise DataError("expected messages of user and assistant in turn, the user first")
-    return chat
 
 
 # ------------------------------------------------------------------------------------------------ released layout

@@ -173,24 +173,20 @@ def _why(wrong: Exception) -> str:
 # ------------------------------------------------------------------------------------------------ dialogues
 
 
-def read_dialogues(path: str | Path, *, tell: Tell = quiet) -> list[Dialogue]:
+def read_dialogues(path: str | Path, *, pairs: int = 2, tell: Tell = quiet) -> list[Dialogue]:
     """The dialogues of a file, in its order: the opening question, then "assistant" and "user" in turn.
 
     Neighbours of one role are merged, turns before the first of a user are left out, a system message becomes the
     assistant's brief. An empty turn, one of an unknown role and one that is not text cut the dialogue; a dialogue
-    without an answer is left out, one without a follow-up is kept. Ids that repeat are told apart.
+    without an answer is left out, one with fewer than `pairs` questions and answers is kept. Ids that repeat are told
+    apart.
 
     Args:
         tell: told of each of these by file and line, and of their counts at the end.
     Raises: DataError: if the file cannot be read or holds no dialogue.
     """
-    return _read(Path(path), tell, pairs=2)
-
-
-def _read(path: Path, tell: Tell, *, pairs: int) -> list[Dialogue]:
-    """Dialogues of a file; one with fewer than `pairs` questions and answers is kept and told."""
-    told, found = _Told(path, tell), dict[str, Dialogue]()
-    for line, value in _values(path, told):
+    told, found = _Told(Path(path), tell), dict[str, Dialogue]()
+    for line, value in _values(Path(path), told):
         dialogue = _dialogue(value, line, told)
         if dialogue is None:
             continue
@@ -209,7 +205,7 @@ def _read(path: Path, tell: Tell, *, pairs: int) -> list[Dialogue]:
 
 def read_openings(path: str | Path, *, tell: Tell = quiet) -> list[Dialogue]:
     """First questions with their answers; of longer dialogues the first pair. As `read_dialogues` otherwise."""
-    return [replace(one, turns=one.turns[:1]) for one in _read(Path(path), tell, pairs=1)]
+    return [replace(one, turns=one.turns[:1]) for one in read_dialogues(path, pairs=1, tell=tell)]
 
 
 def _dialogue(value: Any, line: int, told: _Told) -> Dialogue | None:
