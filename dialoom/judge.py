@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
-from dialoom.dialogue import Chat, Dialogue
-from dialoom.models.base import ScoringModel
+from dialoom.dialogue import Chat, Dialogue, content_id
+from dialoom.models.base import ChatModel, Sampling, ScoringModel
 
 Preference = Literal["left", "right", "tie"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,27 @@ def _probability(logprobs: Sequence[float]) -> float:
     top = max(logprobs)
     weights = [math.exp(value - top) for value in logprobs]
     return weights[0] / sum(weights)
+
+
+def ask_until_read(model: ChatModel, chats: Sequence[Chat], ids: Sequence[str], read: Callable[[str], _T | None], *,
+                   sampling: Sampling, reminder: str = "", tries: int = 2) -> list[_T | None]:
+    """What `read` makes of a model's replies; those it makes None of are asked for again, up to `tries` times in all.
+
+    Args:
+        ids: one for each chat, the same in any batch.
+        reminder: put below the last message from the second try on.
+    """
+    found: list[_T | None] = [None] * len(chats)
+    for attempt in range(tries):
+        open_ = [at for at, value in enumerate(found) if value is None]
+        if not open_:
+            break
+        asked = [_reminded(chats[at], reminder) if attempt else chats[at] for at in open_]
+        replies = model.chat(asked, sampling, [content_id(ids[at], attempt) for at in open_])
+        for at, reply in zip(open_, replies, strict=True):
+            found[at] = read(reply.text)
+    return found
+
+
+def _reminded(chat: Chat, reminder: str) -> Chat:
+    return [*chat[:-1], {"role": chat[-1]["role"], "content": chat[-1]["content"] + reminder}]

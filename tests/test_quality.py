@@ -18,9 +18,9 @@ from dialoom.evals.quality import (
     pocket_conversations,
     quality,
 )
-from dialoom.evals.rating import RatingJudge, ask_until_read, mtbench, parse_rating, questions_as_conversations
+from dialoom.evals.rating import RatingJudge, mtbench, parse_rating, questions_as_conversations
 from dialoom.evaluate import run_named
-from dialoom.judge import RuleJudge, Verdict
+from dialoom.judge import RuleJudge, Verdict, ask_until_read
 from dialoom.models.base import Sampling
 from dialoom.models.scripted import ScriptedModel
 from dialoom.pocket.world import strategies as world
@@ -199,7 +199,8 @@ def test_what_cannot_be_read_is_asked_for_again_with_a_reminder_and_then_given_u
         return {"clear": "[[3]]", "slow": "hm"}.get(text, "[[5]]" if text == "slow, only the rating" else "never")
     model = ScriptedModel(respond)
     chats = [[{"role": "user", "content": text}] for text in ("clear", "slow", "mute")]
-    assert ask_until_read(model, chats, ["a", "b", "c"], parse_rating, reminder=", only the rating") == [3, 5, None]
+    found = ask_until_read(model, chats, ["a", "b", "c"], parse_rating, sampling=GREEDY, reminder=", only the rating")
+    assert found == [3, 5, None]
     assert len(model.calls) == 5
     assert chats[1] == [{"role": "user", "content": "slow"}]
 

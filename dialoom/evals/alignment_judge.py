@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dialoom.dialogue import Chat, Dialogue, content_id
 from dialoom.evals.alignment import SCORE
 from dialoom.evals.alignment_roles import USER, persona_at
-from dialoom.judge import Preference, RuleJudge, Verdict
+from dialoom.judge import Preference, RuleJudge, Verdict, ask_until_read
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.pocket.world.personas import judge_alignment
 
@@ -75,13 +75,12 @@ class RatingJudge:
 
     def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict | None]:
         found: list[Verdict | None] = [Verdict() if one.last.speaker == USER else None for one in dialogues]
-        for attempt in range(TRIES):
-            open_ = [at for at, verdict in enumerate(found) if verdict is None]
-            said = self.model.chat([self._question(dialogues[at]) for at in open_], self.sampling,
-                                   [content_id(self.name, dialogues[at].last.id, attempt) for at in open_])
-            for at, answer in zip(open_, said, strict=True):
-                score = parse_score(answer.text)
-                found[at] = Verdict({SCORE: float(score)}) if score is not None else None
+        places = [at for at, verdict in enumerate(found) if verdict is None]
+        ids = [content_id(self.name, dialogues[at].last.id) for at in places]
+        scores = ask_until_read(self.model, [self._question(dialogues[at]) for at in places], ids, parse_score,
+                                sampling=self.sampling, tries=TRIES)
+        for at, score in zip(places, scores, strict=True):
+            found[at] = Verdict({SCORE: float(score)}) if score is not None else None
         return found
 
     def _question(self, dialogue: Dialogue) -> Chat:

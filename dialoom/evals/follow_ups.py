@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dialoom.dialogue import Dialogue, content_id
 from dialoom.embed import Embedder, nearest
 from dialoom.evals.alignment_roles import USER
-from dialoom.evals.rating import ask_until_read
+from dialoom.judge import ask_until_read
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.pocket.world.strategies import classify_instruction, is_context_dependent
 from dialoom.pocket.world.strategy_tables import STRATEGIES

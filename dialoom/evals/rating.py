@@ -7,15 +7,14 @@ rating is asked for once more, then the rated answer is left out and counted; no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from dialoom.dialogue import Chat, Dialogue, Scenario, content_id
 from dialoom.evals.alignment_roles import USER
 from dialoom.evals.persuasion import Log, Result, quiet
 from dialoom.evals.quality import SCORE, conversation, mean_row, quality, scores_of
-from dialoom.judge import Verdict
+from dialoom.judge import Verdict, ask_until_read
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.scenarios.sharegpt import Question
 from dialoom.simulate import Speaker
@@ -35,7 +34,6 @@ RATE_BY_REFERENCE = ("Below is a conversation between a user and an assistant, a
 ONLY = "\n\nThis time write nothing but the rating, such as [[4]]."
 LOWEST, HIGHEST = 1.0, 10.0
 JUDGING = Sampling(0.0, max_new_tokens=200)
-TRIES = 2
 REFERENCES = "references"
 """The fact that holds a reference answer for each user turn, "" where there is none."""
 
@@ -44,8 +42,6 @@ _BRACKETS = re.compile(rf"\[\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]\]")
 _NAMED = re.compile(rf"\b(?:rating|score)\W{{1,6}}?{_NUMBER}(?!\d)(?!\s*(?:/|out of)\s*(?!10\b)\d)", re.IGNORECASE)
 _OF_TEN = re.compile(rf"(?<![\d.,/]){_NUMBER}\s*(?:/|out of)\s*10\b(?![.,]?\d)", re.IGNORECASE)
 _ALONE = re.compile(rf"\W*?{_NUMBER}\W*")
-
-T = TypeVar("T")
 
 
 def parse_rating(text: str) -> float | None:
@@ -66,30 +62,6 @@ def parse_rating(text: str) -> float | None:
 def _in_range(number: str) -> float | None:
     value = float(number.replace(",", "."))
     return value if LOWEST <= value <= HIGHEST else None
-
-
-def ask_until_read(model: ChatModel, chats: Sequence[Chat], ids: Sequence[str], read: Callable[[str], T | None], *,
-                   sampling: Sampling = JUDGING, reminder: str = "", tries: int = TRIES) -> list[T | None]:
-    """What `read` makes of a model's replies; those it makes None of are asked for again, up to `tries` times in all.
-
-    Args:
-        ids: one for each chat, the same in any batch.
-        reminder: put below the last message from the second try on.
-    """
-    found: list[T | None] = [None] * len(chats)
-    for attempt in range(tries):
-        open_ = [at for at, value in enumerate(found) if value is None]
-        if not open_:
-            break
-        asked = [_reminded(chats[at], reminder) if attempt else chats[at] for at in open_]
-        replies = model.chat(asked, sampling, [content_id(ids[at], attempt) for at in open_])
-        for at, reply in zip(open_, replies, strict=True):
-            found[at] = read(reply.text)
-    return found
-
-
-def _reminded(chat: Chat, reminder: str) -> Chat:
-    return [*chat[:-1], {"role": chat[-1]["role"], "content": chat[-1]["content"] + reminder}]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from dialoom.errors import ConfigError, DataError
 from dialoom.evals.metrics import Row
 from dialoom.evals.persuasion import Log, Result, quiet
 from dialoom.evals.quality import mean_row
-from dialoom.evals.rating import ask_until_read
-from dialoom.judge import Judge, Verdict
+from dialoom.judge import Judge, Verdict, ask_until_read
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.pocket.world import scenes as pocket
 from dialoom.scenarios.sotopia import LEAVES

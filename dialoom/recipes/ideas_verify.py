@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from dialoom.dialogue import Chat, Dialogue, content_id
 from dialoom.evals.alignment_roles import ASSISTANT, USER
-from dialoom.evals.rating import ask_until_read
-from dialoom.judge import Judge, RuleJudge, Verdict
+from dialoom.judge import Judge, RuleJudge, Verdict, ask_until_read
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.pocket.world.strategies import classify_instruction, find_topic, fits
 from dialoom.text import edit_ratio, overlap
