@@ -1,4 +1,4 @@
-"""The command line: `dialoom <recipe> [STAGE]`, and eval, show, chat, pocket, doctor beside it.
+"""The command line: `dialoom <recipe> [STAGE]`, and the plain commands (`dialoom/commands.py`) beside it.
 
 A recipe's flags are made from its Config. Only what a command needs is imported, so `dialoom --help` loads no torch.
 What Dialoom raises on purpose is printed as one line, `error: ...`, with exit code 2 (`DIALOOM_TRACEBACK=1` shows where
@@ -13,7 +13,6 @@ import inspect
 import io
 import json
 import os
-import re
 import signal
 import sys
 import types
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
+from dialoom.commands import COMMANDS, check, one_thread_for_pocket, say
 from dialoom.errors import ConfigError, DialoomError
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ RECIPES = {"pbt": "Debate trees teach when to give in and when to hold (arXiv 24
            "aloe": "Talking with simulated people teaches to notice who is talking and adapt (arXiv 2410.03642).",
            "ideas": "Real dialogues show how people go on; simulated users then go on like them (arXiv 2404.11095)."}
 GROW = "Grow pools of profiles and personalities out of seeds, and combine them (arXiv 2410.03642)."
+GROUPS = {"pocket": "The embedded models: build them from their grammar, read their card.",
+          "personas": "People for simulated users to play: grow pools of them, check for leaks."}
 OPTIONS = ("preset", "config", "out", "fresh", "dry_run")  # what every recipe has besides its own settings
-DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 FAILED, STOPPED, TERMINATED = 2, 130, 143
 
 
@@ -73,17 +74,14 @@ def make_app(tokens: Sequence[str] = ()) -> App:
               help="Align language models through conversation: simulate, score, select, train, evaluate.")
     for name, line in RECIPES.items():
         app.command(_recipe_command(name, line) if tokens[:1] == [name] else _named(line), name=name)
-    for command, name in ((evaluate, "eval"), (show, "show"), (chat, "chat"), (doctor, "doctor")):
-        app.command(command, name=name)
-    pocket = App(name="pocket", help="The embedded models: build them from their grammar, read their card.")
-    pocket.command(build_pocket, name="build")
-    pocket.command(pocket_card, name="card")
-    app.command(pocket)
-    personas = App(name="personas", help="People for simulated users to play: grow pools of them, check for leaks.")
-    grow = _recipe_command("personas", GROW) if tokens[:2] == ["personas", "grow"] else _named(GROW)
-    personas.command(grow, name="grow")
-    personas.command(check_personas, name="check")
-    app.command(personas)
+    groups = {name: App(name=name, help=text) for name, text in GROUPS.items()}
+    for typed, command in COMMANDS.items():
+        group, _, name = typed.rpartition(" ")
+        (groups[group] if group else app).command(command, name=name)
+    groups["personas"].command(_recipe_command("personas", GROW) if tokens[:2] == ["personas", "grow"]
+                               else _named(GROW), name="grow")
+    for each in groups.values():
+        app.command(each)
     return app
 
 
@@ -213,7 +211,7 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
     start = recipe.PRESETS[preset]
     config = load_config(type(start), start, options["config"], values)
     one_thread_for_pocket(*(str(getattr(config, role, "")) for role in ("model", "partner", "simulator")))
-    _check(getattr(config, "device", "auto"))
+    check(getattr(config, "device", "auto"))
     data_hash = recipe.data_hash(config) if hasattr(recipe, "data_hash") else hash_data(
         getattr(config, "data", None) or None)
     out = shard_folder(options["out"] or default_folder(name, config, data_hash), getattr(config, "shard", ""))
@@ -236,24 +234,10 @@ def _report(folder: Path) -> None:
     say(f"report: {page}")
 
 
-def one_thread_for_pocket(*specs: str) -> None:
-    """Where only pocket models compute, give torch one thread unless the user says otherwise.
-
-    They are too small to share a step between threads: on two busy cores a step of two threads took many times as long.
-    """
-    if all(spec.startswith("pocket") for spec in specs if spec):
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
 def stages_of(recipe: Any, stage: str | None) -> tuple[str, ...]:
     """The stages up to and with `stage` (None: all); earlier ones that were done are only loaded."""
     stages: tuple[str, ...] = tuple(recipe.STAGES)
     return stages if stage is None else stages[:stages.index(stage) + 1]
-
-
-def say(line: str) -> None:
-    """One line of what a run has to tell."""
-    print(line, flush=True)
 
 
 def _print_plan(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -267,148 +251,6 @@ def _print_plan(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | float) else str(value)
-
-
-# --------------------------------------------------------------------------------------------- the others
-
-
-def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: str = "", data: str = "",
-             strategies: str = "", limit: int = 0, seed: int = 1, brief: str = "", max_new_tokens: int = 48,
-             device: str = "auto", out: Path | None = None) -> None:
-    """Run one evaluation on any model, or look at a file of dialogues.
-
-    Args:
-        name: flipflop, are_you_sure, recall, misinformation, team; quality, mtbench; or diversity.
-        model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
-        partner: the other member of the team; only `team` needs one.
-        judge: a model that rates answers (quality, mtbench), or says which turns need their context (diversity).
-        data: questions: TriviaQA JSON or JSONL, or CSV with question,answer. For quality and diversity dialogues in
-            ShareGPT's layout, for mtbench questions in MT-Bench's. Empty: the pocket world's.
-        strategies: a JSON list of strategies, which diversity looks for.
-        limit: use at most this many questions, conversations or user turns; 0 means all, or what is usual.
-        seed: draws wrong answers and phrasings.
-        brief: system message of the model under test.
-        max_new_tokens: length limit of one reply.
-        device: cpu, cuda, mps or auto.
-        out: also write the rows to this file, as results.json has them.
-    """
-    from dialoom.evaluate import run_named
-
-    one_thread_for_pocket(model, partner, judge)
-    _check(device, limit=(limit, 0), max_new_tokens=(max_new_tokens, 1))
-    run_named(name, model, partner=partner, judge=judge, data=data, strategies=strategies, limit=limit, seed=seed,
-              brief=brief, max_new_tokens=max_new_tokens, device=device, out=out)
-
-
-def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:
-    """Print dialogue trees of a run, with scores and with the replies that were chosen and rejected.
-
-    Args:
-        run: a run's folder, or a trees.jsonl.
-        tree: the id of a tree, or its beginning. Without it, the trees with the most kinds of pairs.
-        limit: how many trees; 0 means all.
-    """
-    from dialoom.show import show_run
-
-    _check(limit=(limit, 0))
-    show_run(run, tree=tree, limit=limit)
-
-
-def chat(model: str, /, *, brief: str = "", temperature: float = 0.7, max_new_tokens: int = 200, seed: int = 0,
-         device: str = "auto") -> None:
-    """Talk with a model. /save FILE keeps the dialogue as a tree log, /quit ends it.
-
-    Args:
-        model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>, run:<folder>, or a run's folder.
-        brief: system message.
-        temperature: 0 is greedy.
-        max_new_tokens: length limit of one reply.
-        seed: the same words in the same order get the same replies.
-        device: cpu, cuda, mps or auto.
-    """
-    from dialoom.chat import talk
-
-    one_thread_for_pocket(model)
-    _check(device, temperature=(temperature, 0), max_new_tokens=(max_new_tokens, 1))
-    talk(model, brief=brief, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device)
-
-
-def _check(device: str = "auto", **numbers: tuple[float, float]) -> None:
-    """Refuse a device nobody has, and numbers (value, least) that are too small, before anything is loaded."""
-    if not DEVICES.fullmatch(device):
-        raise ConfigError(f"--device {device!r}: expected auto, cpu, cuda, cuda:<number> or mps")
-    for name, (value, least) in numbers.items():
-        if not value >= least:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {least:g}")
-
-
-def doctor() -> None:
-    """Print what a bug report needs: versions, devices, threads, which keys are set (never their values), weights."""
-    from dialoom.doctor import examine
-
-    for name, found in examine():
-        print(f"{name:<24}{found}")
-
-
-def build_pocket(*names: Literal["pocket", "pocket-small"], out: Path | None = None, seed: int | None = None,
-                 steps: int | None = None, threads: int | None = None) -> None:
-    """Build the embedded models from the grammar and fact tables; a build that was stopped goes on.
-
-    Args:
-        names: which; both where none is named.
-        out: where to. Without it: into the package.
-        seed: another seed than the card's.
-        steps: another number of optimiser steps than the card's.
-        threads: torch threads.
-    """
-    from dialoom.config import load_config
-    from dialoom.models.load import WEIGHTS
-    from dialoom.recipes.pocket import PRESETS, PocketConfig
-    from dialoom.recipes.pocket_card import build_with_card
-
-    given = {"seed": seed, "steps": steps, "threads": threads}
-    overrides = {field: value for field, value in given.items() if value is not None}
-    for name in names or list(PRESETS):
-        config = load_config(PocketConfig, PRESETS[name], None, overrides)
-        say(f"{name}: {build_with_card(config, out or WEIGHTS, say)}")
-
-
-def pocket_card(name: Literal["pocket", "pocket-small"] = "pocket", /) -> None:
-    """Print how an embedded model was made and how good it is.
-
-    Args:
-        name: which.
-    """
-    from dialoom.models.load import WEIGHTS
-
-    card = WEIGHTS / name / "README.md"
-    if not card.is_file():
-        raise ConfigError(f"{name} has no card ({card} is missing); build it with `dialoom pocket build`")
-    print(card.read_text(encoding="utf-8").rstrip())
-
-
-def check_personas(training: Path, evaluation: Path, /, *, part: Literal["both", "profile", "personality"] = "both",
-                   embedding: str = "ngrams", threshold: float | None = None, device: str = "auto") -> None:
-    """Say which personas for evaluation are in training as well, or nearly; exit code 2 if any is.
-
-    Args:
-        training: JSON lines of personas, profiles or personalities.
-        evaluation: the same for evaluation.
-        part: what of a persona to compare.
-        embedding: ngrams, ngrams:<low>-<high>, st:<sentence-transformers name> or hidden:<model>.
-        threshold: the cosine above which two are the same. Without it: stored beside TRAINING, or calibrated on it.
-        device: cpu, cuda, mps or auto.
-    """
-    from dialoom.errors import DataError
-    from dialoom.recipes.persona_check import check_files
-    from dialoom.scenarios.personas import KINDS
-
-    one_thread_for_pocket(embedding.removeprefix("hidden:"))
-    _check(device)
-    found = check_files(training, evaluation, embedding=embedding, threshold=threshold, device=device, log=say,
-                        parts=KINDS if part == "both" else [part])
-    if found:
-        raise DataError(f"{evaluation}: {len(found)} of its texts stand in {training}, or nearly; remove them from one")
 
 
 # --------------------------------------------------------------------------------------- signals, warnings

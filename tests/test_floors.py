@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; rooms of one floor that are parted by | do not
     "train | evals",
     "recipes",
     "report",
-    "cli chat show doctor evaluate __main__",
+    "cli commands chat show doctor evaluate __main__",
 )
 PLACES = {name: (floor, room) for floor, line in enumerate(FLOORS) for room, names in enumerate(line.split("|"))
           for name in names.split()}
