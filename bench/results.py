@@ -239,7 +239,7 @@ PAGES = {
                   "are worded unlike pocket's\nown briefs; `briefed` (pocket's own brief for the style) is the ceiling "
                   "and stands beside the pool, as does\nself-prompt. Settings were chosen on two other authors. "
                   "Ablations and growth: seeds 1 and 2.",
-                  ditto_claims, ("winrate",), ditto_flags),
+                  ditto_claims, ("winrate",), ditto_flags, metrics=("micro",)),
     "aloe": Page("ALOE on the pocket model",
                  "40 held-out people of pocket's world a seed (a pair of pet and hobby meets in them that nothing "
                  "trained on holds)\ntalk with each subject for ten turns; users, judge and inducer are exact rules. "
