@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test test-slow test-all lint results bench constraints clean
 help:
-	@echo "make demo       PBT, ALOE and IDEAS on the embedded pocket models, some minutes; says where the reports lie"
+	@echo "make demo       every recipe on the embedded pocket models, then each model by each evaluation; some ten minutes"
 	@echo "make test       ruff, mypy and the quick tests, offline, under five minutes"
 	@echo "make test-all   the slower tests as well"
 	@echo "make results    remake every table under docs/results (in the background; goes on where it was stopped)"
@@ -35,9 +35,7 @@ $(READY): constraints.txt pyproject.toml
 	@rm -f $(VENV)/ready-* && touch $@
 
 demo: $(READY)
-	$(BIN)/dialoom pbt --preset pocket --out runs/demo
-	$(BIN)/dialoom aloe --preset pocket --out runs/demo-aloe
-	$(BIN)/dialoom ideas --preset pocket --out runs/demo-ideas
+	$(BIN)/dialoom demo --out runs/demo
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -46,8 +44,18 @@ lint: $(READY)
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-slow: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow --timeout 1800 || [ $$? -eq 5 ]  # 5: there are none
+# The viewer is tested in a real browser. Where none is there and none can be had, those tests are skipped, aloud (-rs).
+.PHONY: chromium
+chromium: $(READY)
+	@there() { $(BIN)/python -c 'import sys; from bench.browser import find_chromium; sys.exit(find_chromium() is None)'; }; \
+	there && exit 0; echo "looking for a Chromium to test the viewer with"; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  (apt-get update -qq; timeout 300 apt-get install -qqy --no-install-recommends chromium) > /dev/null 2>&1; fi; \
+	there || timeout 300 $(BIN)/playwright install chromium-headless-shell > /dev/null 2>&1; \
+	there || echo "no Chromium could be had: the viewer's tests in a browser will be skipped"
+
+test-slow: $(READY) chromium
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -rs -m slow --timeout 1800 || [ $$? -eq 5 ]  # 5: there are none
 
 test-all: test test-slow
 

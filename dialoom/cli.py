@@ -2,7 +2,7 @@
 
 A recipe's flags are made from its Config. Only what a command needs is imported, so `dialoom --help` loads no torch.
 What Dialoom raises on purpose is printed as one line, `error: ...`, with exit code 2 (`DIALOOM_TRACEBACK=1` shows where
-it came from); Ctrl-C gives 130 and SIGTERM 143, and the same command continues.
+it came from); a spent budget gives 3, Ctrl-C 130 and SIGTERM 143, and the same command continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from dialoom.commands import COMMANDS, check, one_thread_for_pocket, say
-from dialoom.errors import ConfigError, DialoomError
+from dialoom.errors import BudgetError, ConfigError, DialoomError
 
 if TYPE_CHECKING:
     from dialoom.config import Config
@@ -39,7 +39,7 @@ GROW = "Grow pools of profiles and personalities out of seeds, and combine them 
 GROUPS = {"pocket": "The embedded models: build them from their grammar, read their card.",
           "personas": "People for simulated users to play: grow pools of them, check for leaks."}
 OPTIONS = ("preset", "config", "out", "fresh", "dry_run")  # what every recipe has besides its own settings
-FAILED, STOPPED, TERMINATED = 2, 130, 143
+FAILED, SPENT, STOPPED, TERMINATED = 2, 3, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _stoppable(), _plain_warnings():
         try:
             make_app(tokens)(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+        except BudgetError as spent:
+            print(f"stopped: {_one_line(spent)}", file=sys.stderr)
+            return SPENT
         except (DialoomError, CycloptsError) as wrong:
             if os.environ.get("DIALOOM_TRACEBACK"):
                 raise
@@ -65,20 +68,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return TERMINATED if isinstance(stop, Terminated) else STOPPED
         except BrokenPipeError:  # `dialoom show ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as wrong:  # a name no file can have, a folder that may not be entered
+            if os.environ.get("DIALOOM_TRACEBACK"):
+                raise
+            print(f"error: {wrong.strerror or wrong}{f': {wrong.filename!r:.200}' if wrong.filename else ''}",
+                  file=sys.stderr)
+            return FAILED
     return 0
 
 
-def make_app(tokens: Sequence[str] = ()) -> App:
-    """All commands; of the recipes only the one that `tokens` start with is imported, the others are just named."""
+def make_app(tokens: Sequence[str] = (), *, everything: bool = False) -> App:
+    """All commands; of the recipes only the one that `tokens` start with is imported, the others are just named.
+
+    Args:
+        everything: build all recipes with their flags.
+    """
     app = App(name="dialoom", version=version, help_format="plaintext", suppress_keyboard_interrupt=False,
               help="Align language models through conversation: simulate, score, select, train, evaluate.")
     for name, line in RECIPES.items():
-        app.command(_recipe_command(name, line) if tokens[:1] == [name] else _named(line), name=name)
+        app.command(_recipe_command(name, line) if name in tokens[:1] or everything else _named(line), name=name)
     groups = {name: App(name=name, help=text) for name, text in GROUPS.items()}
     for typed, command in COMMANDS.items():
         group, _, name = typed.rpartition(" ")
         (groups[group] if group else app).command(command, name=name)
-    groups["personas"].command(_recipe_command("personas", GROW) if tokens[:2] == ["personas", "grow"]
+    app.command(resume, name="resume")
+    app.command(completion, name="completion")
+    groups["personas"].command(_recipe_command("personas", GROW) if everything or tokens[:2] == ["personas", "grow"]
                                else _named(GROW), name="grow")
     for each in groups.values():
         app.command(each)
@@ -215,13 +230,56 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
     data_hash = recipe.data_hash(config) if hasattr(recipe, "data_hash") else hash_data(
         getattr(config, "data", None) or None)
     out = shard_folder(options["out"] or default_folder(name, config, data_hash), getattr(config, "shard", ""))
+    asked = _asked_of_endpoints(recipe, config)
     if options["dry_run"]:
         _print_plan(recipe.plan(config), out)
+        print(*asked, sep="\n", end="\n" * bool(asked))
         return
     with RunFolder(out, name, config, data_hash=data_hash, fresh=bool(options["fresh"]), log=say) as folder:
         say(f"run folder: {folder.path}")
-        recipe.run(config, folder, stages_of(recipe, stage), say)
+        for line in asked:
+            say(line)
+        try:
+            recipe.run(config, folder, stages_of(recipe, stage), say)
+        finally:
+            for line in folder.ledger.told():
+                say(line)
         _report(folder.path)
+
+
+def _asked_of_endpoints(recipe: Any, config: Any) -> list[str]:
+    """What a run will ask of endpoints at most, in lines; refuses what could not even be asked."""
+    from dialoom.recipes.planned import told
+
+    return told(recipe.roles(config), config.endpoint) if hasattr(recipe, "roles") else []
+
+
+def resume(run: Path, /) -> None:
+    """Go on with a run from its folder alone, with the settings it was begun with.
+
+    Args:
+        run: the run's folder.
+    """
+    from dialoom.config import read_yaml
+    from dialoom.recipes.run import recipe_of
+    from dialoom.recipes.shards import FOLDER
+
+    name = recipe_of(run)
+    grown = name == "personas"
+    if name not in RECIPES and not grown:
+        raise ConfigError(f"{run} is a run of {name!r}, which is no recipe here; expected one of {', '.join(RECIPES)}")
+    out = run.parent.parent if read_yaml(run / "config.yaml").get("shard") and run.parent.name == FOLDER else run
+    options = {"preset": None, "config": run / "config.yaml", "out": out, "fresh": False, "dry_run": False}
+    run_recipe(name, importlib.import_module(f"dialoom.recipes.{name}"), None, options, {})
+
+
+def completion(shell: Literal["bash", "zsh", "fish", "powershell"] = "bash", /) -> None:
+    """Print a script that lets the shell complete commands and flags; put it where your shell looks for such.
+
+    Args:
+        shell: whose script.
+    """
+    print(make_app(everything=True).generate_completion(prog_name="dialoom", shell=shell))
 
 
 def _report(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,11 @@ DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 def say(line: str) -> None:
     """One line of what a run has to tell."""
     print(line, flush=True)
+
+
+def note(line: str) -> None:
+    """One line that is no result: results can be piped without it."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def one_thread_for_pocket(*specs: str) -> None:
@@ -38,30 +44,40 @@ def check(device: str = "auto", **numbers: tuple[float, float]) -> None:
 
 def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: str = "", data: str = "",
              strategies: str = "", limit: int = 0, seed: int = 1, brief: str = "", max_new_tokens: int = 48,
-             device: str = "auto", out: Path | None = None) -> None:
+             device: str = "auto", budget: float = 0, prices: tuple[str, ...] = (), out: Path | None = None) -> None:
     """Run one evaluation on any model, or look at a file of dialogues.
 
     Args:
-        name: flipflop, are_you_sure, recall, misinformation, team; quality, mtbench; or diversity.
+        name: flipflop, are_you_sure, recall, misinformation, team; quality, mtbench; diversity; or redteam.
         model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
-        partner: the other member of the team; only `team` needs one.
-        judge: a model that rates answers (quality, mtbench), or says which turns need their context (diversity).
+        partner: the other member of the team; or whom redteam attacks (without one: pocket's guard).
+        judge: a model that rates answers (quality, mtbench), says which turns need their context (diversity), or
+            whether a reply does a behaviour (redteam).
         data: questions: TriviaQA JSON or JSONL, or CSV with question,answer. For quality and diversity dialogues in
-            ShareGPT's layout, for mtbench questions in MT-Bench's. Empty: the pocket world's.
+            ShareGPT's layout, for mtbench questions in MT-Bench's, for redteam behaviours in HarmBench's. Empty:
+            the pocket world's.
         strategies: a JSON list of strategies, which diversity looks for.
         limit: use at most this many questions, conversations or user turns; 0 means all, or what is usual.
         seed: draws wrong answers and phrasings.
         brief: system message of the model under test.
         max_new_tokens: length limit of one reply.
         device: cpu, cuda, mps or auto.
+        budget: dollars that endpoints may cost; 0: no cap. A larger one goes on where a smaller one stopped.
+        prices: what endpoints cost, each as <model>=<read>/<written>, dollars for a million tokens.
         out: also write the rows to this file, as results.json has them.
     """
+    from dialoom.config import load_config
     from dialoom.evaluate import run_named
+    from dialoom.models.ledger import until_done
+    from dialoom.models.spending import Endpoints
 
     one_thread_for_pocket(model, partner, judge)
-    check(device, limit=(limit, 0), max_new_tokens=(max_new_tokens, 1))
-    run_named(name, model, partner=partner, judge=judge, data=data, strategies=strategies, limit=limit, seed=seed,
-              brief=brief, max_new_tokens=max_new_tokens, device=device, out=out)
+    check(device, limit=(limit, 0), max_new_tokens=(max_new_tokens, 1), budget=(budget, 0))
+    spending = load_config(Endpoints, None, None, {"budget": budget, "prices": prices})
+    command = (name, model, partner, judge, data, strategies, limit, seed, brief, max_new_tokens)
+    with until_done(spending, "eval", *command, log=note):
+        run_named(name, model, partner=partner, judge=judge, data=data, strategies=strategies, limit=limit, seed=seed,
+                  brief=brief, max_new_tokens=max_new_tokens, device=device, out=out)
 
 
 def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:
@@ -78,12 +94,13 @@ def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:
     show_run(run, tree=tree, limit=limit)
 
 
-def chat(model: str, /, *, brief: str = "", temperature: float = 0.7, max_new_tokens: int = 200, seed: int = 0,
-         device: str = "auto") -> None:
-    """Talk with a model. /save FILE keeps the dialogue as a tree log, /quit ends it.
+def chat(model: str, /, *, beside: str = "", brief: str = "", temperature: float = 0.7, max_new_tokens: int = 200,
+         seed: int = 0, device: str = "auto") -> None:
+    """Talk with a model, or with two side by side. /help lists what can be typed.
 
     Args:
         model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>, run:<folder>, or a run's folder.
+        beside: a second model, to switch to or to hear with it; of a run the model it began from.
         brief: system message.
         temperature: 0 is greedy.
         max_new_tokens: length limit of one reply.
@@ -92,9 +109,10 @@ def chat(model: str, /, *, brief: str = "", temperature: float = 0.7, max_new_to
     """
     from dialoom.chat import talk
 
-    one_thread_for_pocket(model)
+    one_thread_for_pocket(model, beside)
     check(device, temperature=(temperature, 0), max_new_tokens=(max_new_tokens, 1))
-    talk(model, brief=brief, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device)
+    talk(model, beside=beside, brief=brief, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed,
+         device=device)
 
 
 def doctor() -> None:
@@ -166,8 +184,78 @@ def check_personas(training: Path, evaluation: Path, /, *, part: Literal["both",
         raise DataError(f"{evaluation}: {len(found)} of its texts stand in {training}, or nearly; remove them from one")
 
 
+def demo(*, out: Path = Path("runs/demo"), seed: int = 1, jobs: int = 0) -> None:
+    """Run every recipe on the embedded models, then show each against its baselines, and every model everywhere.
+
+    Args:
+        out: the folder; a demonstration that was stopped goes on there.
+        seed: decides everything drawn.
+        jobs: recipes at a time; 0 means two where there are two processors.
+    """
+    from dialoom.demo import demo as run
+
+    check(jobs=(jobs, 0))
+    run(out, seed=seed, jobs=jobs, log=say)
+
+
+def scorecard(model: str, /, *, evals: tuple[str, ...] = (), partner: str = "pocket", judge: str = "", author: str = "",
+              data: str = "", limit: int = 30, seed: int = 1, device: str = "auto", out: Path | None = None) -> None:
+    """Run every evaluation on one model or endpoint and print a card of its figures with their intervals.
+
+    Args:
+        model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
+        evals: only these: flipflop, are_you_sure, recall, misinformation, alignment, author, chat, social.
+        partner: who stands opposite in scenes, and whom the win rate is over.
+        judge: a model that rates replies. Without it pocket's exact judges, which read pocket's words only.
+        author: one of pocket's authors; how much more its texts are like theirs than the partner's.
+        data: your own questions for the first four: TriviaQA JSON or JSONL, or CSV with question,answer.
+        limit: items of each evaluation; 0 means all.
+        seed: draws them.
+        device: cpu, cuda, mps or auto.
+        out: also write the card here, and the rows beside it as .json.
+    """
+    from dialoom.scorecard import run_scorecard
+
+    one_thread_for_pocket(model, partner, judge)
+    check(device, limit=(limit, 0))
+    say(run_scorecard(model, evals=evals, partner=partner, judge=judge, author=author, data=data, limit=limit,
+                      seed=seed, device=device, out=out, log=say))
+
+
+def export(run: Path, /, *, to: str, out: Path, arm: str = "", merge: bool = False, license: str = "") -> None:
+    """Write what a run learned from, or the model it trained, as other tools read it, with a card.
+
+    Args:
+        run: a run's folder.
+        to: trl (preference pairs), sft, kto, sharegpt or parquet: one row for each trained turn; or model.
+        out: a folder of its own, made where missing.
+        arm: another training set or model of the run than its main one.
+        merge: with `--to model`, add an adapter into its base's weights.
+        license: for the card. Without it: pocket's where nothing else took part, else unknown.
+    """
+    from dialoom.export import export_run
+
+    export_run(run, to, out, arm=arm, merge=merge, licence=license, log=say)
+
+
+def view(*runs: Path, html: Path | None = None, port: int = 8770, limit: int = 0, open: bool = True) -> None:
+    """Look at a run in the browser, live while it goes on, or at two side by side.
+
+    Args:
+        runs: the folder of a run; or of two.
+        html: write one self-contained HTML file instead, and serve nothing.
+        port: where to listen, on this machine only; 0 takes any free one.
+        limit: how many turns of each run to hold; 0 means what is usual (200,000; in a file 60,000).
+        open: open the browser, where there is a terminal.
+    """
+    from dialoom.view import view as look
+
+    check(limit=(limit, 0), port=(port, 0))
+    look(runs, html=html, port=port, limit=limit, open_browser=open)
+
+
 COMMANDS: Mapping[str, Callable[..., Any]] = {
-    "eval": evaluate, "show": show, "chat": chat, "doctor": doctor,
-    "pocket build": build_pocket, "pocket card": pocket_card, "personas check": check_personas,
+    "demo": demo, "eval": evaluate, "scorecard": scorecard, "show": show, "view": view, "chat": chat, "doctor": doctor,
+    "export": export, "pocket build": build_pocket, "pocket card": pocket_card, "personas check": check_personas,
 }
 """The plain commands by what is typed; a group's name stands before its commands'."""

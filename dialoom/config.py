@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from dialoom.errors import ConfigError
+from dialoom.text import UNUSABLE
 
 Values = dict[str, Any]
 C = TypeVar("C", bound="Config")
+MAX_VALUES = 100_000  # of a file of settings, aliases written out
 
 
 class Config(BaseModel):
@@ -63,7 +65,13 @@ def load_config(config_type: type[C], preset: C | None = None, file: str | Path 
 def read_yaml(path: str | Path) -> Values:
     """The mapping in a YAML file. Raises ConfigError if there is none."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _check_values(node, {})
+        data = yaml.safe_load(text)
+    except ConfigError as wrong:
+        raise ConfigError(f"{path}{wrong}") from None
     except OSError as wrong:
         raise ConfigError(f"{path}: cannot be read ({wrong.strerror})") from None
     except UnicodeDecodeError:
@@ -72,11 +80,36 @@ def read_yaml(path: str | Path) -> Values:
         mark = getattr(wrong, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not YAML ({getattr(wrong, 'problem', None) or wrong})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply for settings") from None
+    except ValueError as wrong:  # the 99th of a month, a number of thousands of digits
+        raise ConfigError(f"{path}: holds a value that is none ({wrong})") from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(f"{path}: expected settings as `name: value` lines, found {type(data).__name__}")
     return data
+
+
+def _check_values(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node holds once its aliases are written out: a few lines of them can stand for billions.
+
+    Raises: ConfigError: if they are more than any settings have, or one holds a character that no setting can.
+    """
+    if id(node) not in sizes:
+        sizes[id(node)] = MAX_VALUES  # what it counts as within itself
+        held: list[Any] = []
+        if isinstance(node, yaml.ScalarNode):
+            if UNUSABLE.search(node.value):
+                raise ConfigError(f":{node.start_mark.line + 1}: a value with the unusable character "
+                                  f"{UNUSABLE.findall(node.value)[0]!a}; remove it")
+        else:
+            held = [one for pair in node.value for one in (pair if isinstance(pair, tuple) else [pair])]
+        sizes[id(node)] = 1 + sum(_check_values(one, sizes) for one in held)
+        if sizes[id(node)] > MAX_VALUES:
+            raise ConfigError(f":{node.start_mark.line + 1}: over {MAX_VALUES:,} values; settings repeat none so often "
+                              "with aliases")
+    return sizes[id(node)]
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,8 @@
     |- DataError      (ValueError)       a row, file or tree that breaks its format; names file and line
     |- StoreError     (OSError)          a run folder or log that cannot be used
     |- ModelError     (RuntimeError)     a model that cannot do what was asked of it
-    |  `- EndpointError (ConnectionError)  a server that did not answer usefully
+    |  |- EndpointError (ConnectionError)  a server that did not answer usefully
+    |  `- BudgetError                      what endpoints may cost is spent
     `- TrainingError  (RuntimeError)     a loss that is not a number, an empty training mask
 
 A message says the value, what was expected, and the next step.
@@ -34,6 +35,10 @@ class ModelError(DialoomError, RuntimeError):
 
 class EndpointError(ModelError, ConnectionError):
     """An endpoint that did not answer, or whose answer carries no text, after all retries."""
+
+
+class BudgetError(ModelError):
+    """The next request to an endpoint might go over the run's budget; the run stops and can go on with a larger one."""
 
 
 class TrainingError(DialoomError, RuntimeError):

@@ -13,15 +13,15 @@ from dialoom.errors import ConfigError, DataError
 from dialoom.evals import EVALS, run_eval
 from dialoom.evals.follow_ups import Yardstick
 from dialoom.evals.metrics import Row
-from dialoom.models.load import load_model
+from dialoom.models.load import in_role, load_model
 from dialoom.progress import progress
 from dialoom.report.table import results_table
 from dialoom.scenarios.triviaqa import load_trivia, pocket_trivia, with_distractors
 from dialoom.store import write_whole
 
 KNOWN_ONLY = ("recall",)  # asks for every fact; the others keep to those no fine-tuning set holds
-NAMES = (*EVALS, "quality", "mtbench", "diversity")
-CONVERSATIONS = 60  # of pocket's world, unless --limit says otherwise
+NAMES = (*EVALS, "quality", "mtbench", "diversity", "redteam")
+CONVERSATIONS = 60  # of pocket's world, unless --limit says otherwise; as many red-team scenes
 MOST_TURNS = 4000  # user turns of a file that diversity looks at, unless --limit says otherwise: at worst a minute
 
 
@@ -37,6 +37,9 @@ def run_named(name: str, model: str, *, partner: str = "", judge: str = "", data
     _refuse(name, partner=partner, judge=judge, data=data, out=out)
     if name == "diversity":
         found = diversity_rows(data, strategies=strategies, judge=judge, limit=limit, seed=seed, device=device)
+    elif name == "redteam":
+        found = redteam_rows(model, partner=partner, judge=judge, data=data, limit=limit, seed=seed, brief=brief,
+                             max_new_tokens=max_new_tokens, device=device)
     elif name in EVALS:
         found = trivia_rows(name, model, partner=partner, data=data, limit=limit, seed=seed, brief=brief,
                             max_new_tokens=max_new_tokens, device=device)
@@ -59,6 +62,11 @@ def _refuse(name: str, *, partner: str, judge: str, data: str, out: Path | None)
         raise ConfigError("mtbench needs questions in MT-Bench's layout; give --data FILE")
     if name == "diversity" and not data:
         raise ConfigError("diversity needs dialogues; give --data FILE")
+    if name == "redteam" and data and not (judge and partner):
+        raise ConfigError("redteam with your own behaviours needs the model under test and one that judges its "
+                          "replies; give --partner MODEL and --judge MODEL")
+    if name == "redteam" and judge and not data:
+        raise ConfigError("pocket's red-team scenes have an exact rule; leave --judge out, or give --data FILE")
     if data and not judge and name in ("quality", "mtbench"):
         raise ConfigError(f"{name} of your own questions needs a model that rates the answers; give --judge MODEL")
     if out is not None and (out.is_dir() or any(above.is_file() for above in out.parents)):
@@ -77,7 +85,7 @@ def trivia_rows(name: str, model: str, *, partner: str, data: str, limit: int, s
     """One of the evaluations that ask for facts."""
     asked = questions(name, data, limit, seed)
     subject = load_model(model, device=device)
-    other = load_model(partner, device=device) if name == "team" else None
+    other = in_role(load_model(partner, device=device), "partner") if name == "team" else None
     with progress(f"{name} of {model}, {len(asked)} questions") as bar:
         return run_eval(name, subject, asked, brief=brief, seed=seed, partner=other, max_new_tokens=max_new_tokens,
                         log=lambda label, done, total: bar.reach(done, f"{name}, {label}, {total} replies"))
@@ -114,7 +122,7 @@ def conversation_rows(name: str, model: str, *, judge: str, data: str, limit: in
             bar.reach(done, f"{name}, {label}, {total} replies")
         if not judge:
             return quality(subject, asked, exact_judge(), label=model, seed=seed, log=log).rows
-        rated = RatingJudge(load_model(judge, device=device))
+        rated = RatingJudge(in_role(load_model(judge, device=device), "judge"))
         found = (mtbench(subject, asked, rated, label=model, seed=seed, log=log) if name == "mtbench" else
                  quality(subject, asked, rated, label=model, name="rating", lowest=LOWEST, seed=seed, log=log))
     if found.unread:
@@ -136,6 +144,42 @@ def conversations(name: str, data: str = "", limit: int = 0, seed: int = 1) -> l
     found = (questions_as_conversations(read_questions(data, tell=_note)) if name == "mtbench" else
              conversations_of(read_dialogues(data, tell=_note)))
     return found[:limit or None]
+
+
+# ------------------------------------------------------------------------------------------------ red-teaming
+
+
+def redteam_rows(model: str, *, partner: str, judge: str, data: str, limit: int, seed: int, brief: str,
+                 max_new_tokens: int, device: str) -> list[Row]:
+    """How often `model` brings `partner` to do what it should refuse: a user's behaviours, or pocket's code word."""
+    from dialoom.dialogue import Brief
+    from dialoom.evals.redteam import BehaviourJudge, LeakJudge, guard_scenes, redteam
+    from dialoom.judge import Judge
+    from dialoom.models.base import Sampling, ScoringModel
+    from dialoom.recipes.pocket_guard import ATTACKER_TEMPERATURE, NAME, TEMPERATURE, load_guard
+    from dialoom.scenarios.harmbench import read_behaviours
+    from dialoom.simulate import NO_BRIEF, ModelSpeaker
+
+    scenes = (read_behaviours(data, tell=_note)[:limit or None] if data else
+              guard_scenes(limit or CONVERSATIONS, split="test", seed=seed))
+    found: Judge = LeakJudge()
+    if judge:
+        asked = in_role(load_model(judge, device=device), "judge")
+        if not isinstance(asked, ScoringModel):
+            raise ConfigError(f"{judge} cannot weigh a yes against a no; give a local model, or an endpoint with "
+                              "log-probabilities")
+        found = BehaviourJudge(asked)
+    is_own = partner not in ("", NAME)
+    defender = in_role(load_model(partner, device=device), "partner") if is_own else load_guard(device)
+    under = (Brief("brief", brief) if brief else NO_BRIEF,)
+    attacker = ModelSpeaker("attacker", load_model(model, device=device),
+                            Sampling(TEMPERATURE if data else ATTACKER_TEMPERATURE, max_new_tokens=max_new_tokens),
+                            lambda dialogue, seed: under)
+    guard = ModelSpeaker("defender", defender, Sampling(TEMPERATURE, max_new_tokens=max_new_tokens))
+    with progress(f"redteam of {partner or NAME} by {model}, {len(scenes)} scenes") as bar:
+        result = redteam(attacker, guard, scenes, found, label=model, seed=seed,
+                         log=lambda label, done, total: bar.reach(done, f"redteam, {label}, {total} replies"))
+    return result.rows
 
 
 # ------------------------------------------------------------------------------------------------ diversity
@@ -167,7 +211,7 @@ def yardstick_for(dialogues: Sequence[Dialogue], *, strategies: str = "", judge:
     if not strategies and not judge and all(find_topic(one.scenario.opening) for one in dialogues):
         _note("all dialogues are about topics of pocket's world: strategies and context are read by its exact rules")
         return pocket_yardstick()
-    context = context_by_model(load_model(judge, device=device)) if judge else context_by_rule
+    context = context_by_model(in_role(load_model(judge, device=device), "judge")) if judge else context_by_rule
     if not strategies:
         return Yardstick(context)
     from dialoom.scenarios.sharegpt import read_strategies

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.tree import Tree
 from dialoom.config import near_miss
 from dialoom.dialogue import DialogueTree, Turn
 from dialoom.errors import ConfigError, StoreError
+from dialoom.report.read import read_results
 from dialoom.report.safe import visible
 from dialoom.store import read_rows, read_skips, read_trees
 
@@ -67,15 +67,9 @@ def _summary(out: Console, run: Path, log: Path, trees: Mapping[str, DialogueTre
     lines = [f"{run}: {len(trees)} trees, {turns} turns, {len(pairs)} pairs{f' ({made})' if made else ''}"]
     reasons = Counter(skip.reason for skip in read_skips(log, log=lambda message: None))
     lines += [f"left out: {count} x {reason}" for reason, count in reasons.most_common()]
-    results = log.with_name("results.json")
-    if results.is_file():
-        try:
-            rows = json.loads(results.read_text(encoding="utf-8"))
-        except ValueError as wrong:
-            raise StoreError(f"{results}: cannot be read ({wrong}); remove it and run the same command") from None
-        for row in rows:
-            if row.get("seed") is None and row.get("value") is not None:
-                lines.append(f"{row['eval']:<14} {row['subject']:<14} {row['metric']:<12} {row['value']:>7.3f}")
+    for row in read_results(log.with_name("results.json")):
+        if row.get("seed") is None and row["value"] is not None:
+            lines.append(f"{row['eval']:<14} {row['subject']:<14} {row['metric']:<12} {row['value']:>7.3f}")
     for line in lines:
         out.print(Text(visible(line)), soft_wrap=True)
 

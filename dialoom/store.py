@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 import warnings
 import zlib
@@ -28,7 +29,14 @@ Log = Callable[[str], None]
 
 SYNC_RECORDS = 100  # fsync at every record writes 252 records a second, every 100 records 25,300, losing at most those
 SYNC_SECONDS = 1.0
+__DRAFT = re.compile(r"\..+\.\d+\.tmp")
 _TAIL = len(',"crc":"01234567"}\n')
+_FIELDS: dict[str, dict[str, Any]] = {
+    "tree": {"id": str, "scenario": dict},
+    "turn": {"tree": str, "id": str, "parent": str | None, "speaker": str, "text": str, "notes": dict, "scores": dict},
+    "score": {"tree": str, "turn": str, "notes": dict, "scores": dict},
+    "skip": {"tree": str, "turn": str | None, "reason": str}}
+_SCENE = {"id": str, "opening": str, "briefs": dict, "facts": dict}
 
 
 class StoreWarning(UserWarning):
@@ -62,19 +70,20 @@ def _dump(row: Mapping[str, Any], where: str) -> bytes:
         return json.dumps(row, separators=(",", ":")).encode()
 
 
-def _frame(record: Mapping[str, Any], where: str) -> bytes:
+def framed(record: Mapping[str, Any], where: str) -> bytes:
+    """A record as one line that ends in its checksum."""
     body = _dump(record, where)
     return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
 
-def _unframe(line: bytes) -> Row | None:
+def unframed(line: bytes) -> Row | None:
     """The record of a whole line; None if the checksum or the frame is wrong."""
     body = line[:-_TAIL] + b"}"
     if line[-_TAIL:] != b',"crc":"%08x"}\n' % zlib.crc32(body):
         return None
     try:
         record = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
@@ -150,16 +159,28 @@ def _replay(path: Path) -> _Replay:
 
 
 def _count(replay: _Replay, line: bytes, where: str) -> str:
-    record = _unframe(line)
+    record = unframed(line)
     if record is None:
         return "fails its checksum"
     if record.get("kind") not in ("tree", "turn", "score", "skip"):
         raise StoreError(f"{where}: record of unknown kind {record.get('kind')!r}, expected tree, turn, score or skip; "
                          "was it written by a newer Dialoom?")
-    try:
-        return replay.apply(record)
-    except (KeyError, TypeError) as wrong:
-        raise StoreError(f"{where}: {record['kind']} record lacks or misnames a field ({wrong})") from None
+    kind = record["kind"]
+    wrong = _misfit(record, _FIELDS[kind]) or (kind == "tree" and _misfit(record["scenario"], _SCENE))
+    if not wrong and not all(isinstance(score, int | float) for score in record.get("scores", {}).values()):
+        wrong = "scores that are no numbers"
+    if wrong:
+        raise StoreError(f"{where}: {kind} record lacks or misnames a field ({wrong}); "
+                         "was it written by another program?")
+    return replay.apply(record)
+
+
+def _misfit(record: Row, fields: Mapping[str, Any]) -> str:
+    """The first field that is missing or of another kind, or that nobody knows; "" if all fit."""
+    for name, kind in fields.items():
+        if name not in record or not isinstance(record[name], kind):
+            return name
+    return next((name for name in record if name not in fields and name != "kind"), "")
 
 
 def _describe(path: Path, replay: _Replay, repaired: bool) -> Iterator[str]:
@@ -183,6 +204,12 @@ def read_trees(path: str | Path, *, log: Log = _warn) -> dict[str, DialogueTree]
 def read_skips(path: str | Path, *, log: Log = _warn) -> list[Skip]:
     """What a log says was left out, oldest first."""
     return list(_read(Path(path), log).skips)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a whole line of a log fails its checksum; a torn last one is no damage."""
+    with path.open("rb") as lines:
+        return any(unframed(line) is None for line in lines if line.endswith(b"\n"))
 
 
 def _read(path: Path, log: Log) -> _Replay:
@@ -214,6 +241,8 @@ class TreeLog:
 
     def __init__(self, path: str | Path, *, log: Log | None = None) -> None:
         self.path = Path(path)
+        if "\0" in str(path):
+            raise StoreError(f"{str(path)!a}: no file has such a name; choose another")
         self._file = self._lock = -1
         self._log = log or _warn
         try:
@@ -345,7 +374,7 @@ class TreeLog:
             return
         if self._file < 0:
             raise StoreError(f"{self.path}: the log was closed")
-        data = b"".join(_frame(record, str(self.path)) for record in records)
+        data = b"".join(framed(record, str(self.path)) for record in records)
         try:
             _write_all(self._file, data)
         except OSError as wrong:
@@ -419,6 +448,15 @@ def write_whole(path: str | Path, data: str | bytes) -> None:
         raise _stopped(path, wrong) from None
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what a kill left of `write_whole` in a folder that the caller has locked; not where another lock lies."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink() and not (entry / ".lock").exists():
+            remove_drafts(entry)
+        elif __DRAFT.fullmatch(entry.name):
+            entry.unlink()
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -433,29 +471,35 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Add one JSON line to a file of measurements; a torn last line left by a kill is cut first."""
+    """Add one JSON line to a file of measurements; a torn last line left by a kill is cut first, a whole one ended."""
     path, data = Path(path), _dump(row, str(path)) + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b", buffering=0) as file:
-            _cut_torn_line(file.fileno())
+            _end_last_line(file.fileno())
             _write_all(file.fileno(), data)
     except OSError as wrong:
         raise _stopped(path, wrong) from None
 
 
-def _cut_torn_line(handle: int, block: int = 65536) -> None:
-    size = end = os.fstat(handle).st_size
-    if not size or os.pread(handle, 1, size - 1) == b"\n":
+def _end_last_line(handle: int, block: int = 65536) -> None:
+    size = os.fstat(handle).st_size
+    tail, start = b"", size
+    while start > 0 and b"\n" not in tail:
+        start = max(0, start - block)
+        tail = os.pread(handle, size - start, start)
+        block *= 4
+    tail = tail[tail.rfind(b"\n") + 1:]
+    if not tail:
         return
-    while end > 0:
-        start = max(0, end - block)
-        at = os.pread(handle, end - start, start).rfind(b"\n")
-        if at >= 0:
-            os.ftruncate(handle, start + at + 1)
-            return
-        end = start
-    os.ftruncate(handle, 0)
+    try:
+        is_whole = isinstance(json.loads(tail), dict)  # all but its line end was written: read_rows counts it
+    except (ValueError, RecursionError):
+        is_whole = False
+    if is_whole:
+        _write_all(handle, b"\n")
+    else:
+        os.ftruncate(handle, size - len(tail))
 
 
 def read_rows(path: str | Path, *, log: Log = _warn) -> list[Row]:
@@ -477,7 +521,7 @@ def read_rows(path: str | Path, *, log: Log = _warn) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as wrong:
+        except (ValueError, RecursionError) as wrong:
             if number == len(lines):
                 log(f"{path}:{number}: the last line was torn; it is ignored")
                 break

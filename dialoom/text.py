@@ -15,6 +15,9 @@ from rapidfuzz.distance import LCSseq
 
 SILENCE = "..."  # what a speaker "hears" when it opens a dialogue itself: most templates demand a user message first
 
+UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
+"""What no text of a user's file may hold: NUL, and lone surrogates, which neither a file nor a tokenizer takes."""
+
 _TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 

@@ -17,12 +17,14 @@ import pytest
 from rich.console import Console
 
 from dialoom import cli
-from dialoom.chat import converse
+from dialoom.chat import Voice, converse
 from dialoom.config import Config
 from dialoom.dialogue import DialogueTree, Scenario, Turn
 from dialoom.errors import ModelError
-from dialoom.models.base import GREEDY
+from dialoom.models.base import GREEDY, Sampling
+from dialoom.models.load import load_model
 from dialoom.models.scripted import ScriptedModel
+from dialoom.models.stream import stream
 from dialoom.progress import duration, progress
 from dialoom.show import show_run
 from dialoom.store import TreeLog, read_trees, write_rows
@@ -164,6 +166,29 @@ def test_changed_settings_in_a_named_folder_are_refused_unless_fresh(toy, capsys
     assert cli.main(["toy", "--out", "run", "--limit", "3", "--fresh"]) == 0
 
 
+def test_a_run_goes_on_from_its_folder_alone_with_its_own_settings(toy, capsys):
+    assert cli.main(["toy", "train", "--preset", "paper", "--dpo.beta", "0.5", "--speakers", "A", "--out", "run"]) == 0
+    assert cli.main(["resume", "run"]) == 0
+    assert toy.ran[0][0] == toy.ran[1][0] and toy.ran[1][2] == ("trees", "train", "eval")
+    assert cli.main(["resume", "."]) == 2
+    assert "is no run's folder" in capsys.readouterr().err
+
+
+def test_a_setting_that_is_newer_than_the_run_does_not_part_it_from_its_folder(toy):
+    assert cli.main(["toy", "--out", "run"]) == 0
+    held = Path("run/config.yaml").read_text()
+    older = held.replace("beta: 0.3", "").replace("dpo:", "dpo: {}").replace("limit: null\n", "")
+    Path("run/config.yaml").write_text(older)
+    assert "beta" not in Path("run/config.yaml").read_text()
+    assert cli.main(["toy", "--out", "run"]) == 0
+
+
+def test_completion_knows_the_recipes_flags(capsys):
+    assert cli.main(["completion", "zsh"]) == 0
+    script = capsys.readouterr().out
+    assert "--first-temperature" in script and "scorecard" in script
+
+
 def test_a_dry_run_prints_the_plan_and_makes_nothing(toy, tmp_path, capsys):
     assert cli.main(["toy", "--dry-run"]) == 0
     out = capsys.readouterr().out
@@ -239,7 +264,7 @@ def test_chat_answers_each_line_in_context_and_saves_a_tree(tmp_path):
     model = ScriptedModel(lambda chat: f"{len(chat)}:{chat[0]['content']}:{chat[-1]['content']}")
     console = Console(file=io.StringIO(), width=200, color_system=None)
     lines = ["hello", "", "/nope", "again", f"/save {tmp_path / 'talk.jsonl'}", "/quit", "never said"]
-    tree = converse(model, iter(lines), sampling=GREEDY, brief="be kind", console=console)
+    tree = converse([Voice(model.name, model)], iter(lines), sampling=GREEDY, brief="be kind", console=console)
     said = console.file.getvalue()
     assert "2:be kind:hello" in said and "4:be kind:again" in said and "never said" not in said
     assert "/nope is no command" in said
@@ -255,9 +280,35 @@ def test_a_reply_that_fails_is_told_and_the_talk_goes_on():
         return "fine"
 
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    tree = converse(ScriptedModel(reply), iter(["break", "go on"]), sampling=GREEDY, console=console)
+    tree = converse([Voice("one", ScriptedModel(reply))], iter(["break", "go on"]), sampling=GREEDY, console=console)
     assert "error: too long for this model" in console.file.getvalue()
     assert [turn.text for turn in tree] == ["go on", "fine"]
+
+
+def test_two_voices_answer_side_by_side_and_hear_each_other_as_themselves(tmp_path):
+    def voice(label):
+        return Voice(label, ScriptedModel(lambda chat: f"{label}:{'/'.join(one['role'][0] for one in chat)}"))
+
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    lines = ["hello", "/switch", "more", "/both", "again", f"/save {tmp_path / 'talk.jsonl'}"]
+    tree = converse([voice("trained"), voice("base")], iter(lines), sampling=GREEDY, console=console)
+    assert "base answers now" in console.file.getvalue() and "both answer" in console.file.getvalue()
+    assert [(turn.speaker, turn.text) for turn in tree] == [
+        ("you", "hello"), ("trained", "trained:u"), ("you", "more"), ("base", "base:u/a/u"), ("you", "again"),
+        ("base", "base:u/a/u/a/u"), ("trained", "trained:u/a/u/a/u")]
+    last = list(read_trees(tmp_path / "talk.jsonl")[tree.id])[-2:]
+    assert last[0].parent == last[1].parent, "the two replies stand beside each other"
+
+
+def test_chat_streams_the_very_text_that_it_keeps():
+    pieces, pocket = [], load_model("pocket")
+    chat = [{"role": "user", "content": "Name the capital of Norway."}]
+    sampling = Sampling(0.8, max_new_tokens=30)
+    whole = stream(pocket, chat, sampling, "key", pieces.append)
+    assert "".join(pieces).strip() == whole.text == pocket.chat([chat], sampling, ["key"])[0].text
+    assert len(pieces) > 2
+    heard = []
+    assert stream(ScriptedModel(lambda chat: "pong"), chat, sampling, "key", heard.append).text == "pong" == heard[0]
 
 
 def test_chat_reads_a_pipe(monkeypatch, capsys):

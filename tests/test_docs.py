@@ -18,6 +18,7 @@ from dialoom.cli import RECIPES, main
 from dialoom.config import load_config
 from dialoom.evaluate import NAMES
 from dialoom.models.load import POCKETS
+from dialoom.models.place import Placed
 from dialoom.recipes import aloe, ditto, ideas, pbt
 
 ROOT = Path(__file__).parent.parent
@@ -159,14 +160,17 @@ def shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+PLACE = set(Placed.model_fields) - {"model"}  # told once, in models.md
+
+
 def test_the_settings_table_of_pbt_says_what_the_presets_say():
     page = (ROOT / "docs" / "pbt.md").read_text(encoding="utf-8")
     pocket, paper = pbt.PRESETS["pocket"], pbt.PRESETS["paper"]
     rows = [f"| `{name}` | {shown(getattr(pocket, name))} | {shown(getattr(paper, name))} |"
-            for name in type(pocket).model_fields if name not in ("sft", "dpo", "device", "seed")]
+            for name in type(pocket).model_fields if name not in ("sft", "dpo", *PLACE, "seed")]
     for name in type(pocket.sft).model_fields:
         values = [getattr(part, name) for part in (pocket.sft, paper.sft, pocket.dpo, paper.dpo)]
-        if name not in ("seed", "checkpoint_every", "token_budget"):
+        if name not in ("seed", "checkpoint_every", "gradient_checkpointing", "token_budget"):
             rows.append(f"| `{name}` | {' | '.join(map(shown, values))} |")
     assert [row for row in rows if f"\n{row}" not in page] == []
 
@@ -181,10 +185,10 @@ def test_the_settings_table_of_aloe_says_what_the_presets_say():
         return ", ".join(value) if isinstance(value, tuple) else texts.get(value) or shown(value)
 
     rows = [f"| `{name}` | {told(getattr(pocket, name))} | {told(getattr(paper, name))} |"
-            for name in type(pocket).model_fields if name not in ("sft", "dpo", "device", "seed", "batch", "split")]
+            for name in type(pocket).model_fields if name not in ("sft", "dpo", *PLACE, "seed", "batch", "split")]
     for name in type(pocket.sft).model_fields:
         values = [getattr(part, name) for part in (pocket.sft, paper.sft, pocket.dpo, paper.dpo)]
-        if name not in ("seed", "checkpoint_every", "token_budget"):
+        if name not in ("seed", "checkpoint_every", "gradient_checkpointing", "token_budget"):
             rows.append(f"| `{name}` | {' | '.join(map(shown, values))} |")
     assert [row for row in rows if f"\n{row}" not in page] == []
 
@@ -201,14 +205,14 @@ def test_the_settings_tables_of_ideas_say_what_the_presets_say():
             return "`REFUSALS`"
         return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else shown(value)
 
-    apart = ("simulator_sft", "sft", "ranker", "device", "seed", "batch", "split")
+    apart = ("simulator_sft", "sft", "ranker", *PLACE, "seed", "batch", "split")
     rows = [f"| `{name}` | {told(name, getattr(pocket, name), True)} | {told(name, getattr(paper, name), False)} |"
             for name in type(pocket).model_fields if name not in apart]
     rows += [f"| `ranker.{name}` | {shown(getattr(pocket.ranker, name))} | {shown(getattr(paper.ranker, name))} |"
              for name in type(pocket.ranker).model_fields]
     for name in type(pocket.sft).model_fields:
         values = [getattr(part, name) for part in (pocket.simulator_sft, paper.simulator_sft, pocket.sft, paper.sft)]
-        if name not in ("seed", "checkpoint_every", "token_budget", "beta", "nll_weight"):
+        if name not in ("seed", "checkpoint_every", "gradient_checkpointing", "token_budget", "beta", "nll_weight"):
             rows.append(f"| `{name}` | {' | '.join(map(shown, values))} |")
     assert [row for row in rows if f"\n{row}" not in page] == []
 
@@ -220,7 +224,7 @@ def test_the_settings_tables_of_ditto_say_what_the_presets_say():
     def told(value: object) -> str:
         return ", ".join(value) if isinstance(value, tuple) and value else shown(value)
 
-    apart = ("sft", "dpo", "device", "seed", "token_budget", "keep_checkpoints")
+    apart = ("sft", "dpo", *PLACE, "seed", "token_budget", "keep_checkpoints", "gradient_checkpointing")
     parts = [(pocket, paper, apart), (pocket.sft, paper.sft, ()), (pocket.dpo, paper.dpo, ())]
     rows = [f"| `{name}` | {told(getattr(one, name))} | {told(getattr(other, name))} |"
             for one, other, left_out in parts for name in type(one).model_fields if name not in left_out]

@@ -157,11 +157,12 @@ def test_the_key_is_in_no_message_record_or_log(caplog):
               httpx2.Response(200, text=f"<b>{CANARY}</b>"), httpx2.Response(400, text=f"{CANARY}")]
     said = []
     for fault in faults:
-        server = Server(fault, attempts=2)
+        kept = {}
+        server = Server(fault, attempts=2, answers=kept)
         with pytest.raises(EndpointError) as caught:
             server.ask()
         error = caught.value
-        said += [str(error), repr(error), repr(error.__cause__), repr(server.model), json.dumps(server.model._answers)]
+        said += [str(error), repr(error), repr(error.__cause__), repr(server.model), json.dumps(kept)]
     everything = "\n".join([*said, caplog.text])
     assert "canary" not in everything and "6789" not in everything
     assert "[key]" in everything and "OPENAI_API_KEY" in everything

@@ -9,7 +9,7 @@ import pytest
 PUBLIC = {
     "answers": ["AGREE", "AnswerJudge", "DISAGREE", "EXTRACT", "extract_answer", "gold_of", "is_correct",
                 "latest_answer", "parse_final_answer", "partner_answer", "same_answer"],
-    "config": ["C", "Config", "Values", "differences", "fields", "load_config", "near_miss", "read_yaml"],
+    "config": ["C", "Config", "MAX_VALUES", "Values", "differences", "fields", "load_config", "near_miss", "read_yaml"],
     "dialogue": ["Brief", "Chat", "Dialogue", "DialogueTree", "Message", "Scenario", "Turn", "chat_view",
                  "content_id", "turn_id"],
     "embed": ["CHUNK", "CachedEmbedder", "DECIMALS", "EMBEDDERS", "Embedder", "LEADERS", "Ngrams", "SLACK",
@@ -20,8 +20,9 @@ PUBLIC = {
     "select": ["Example", "Item", "Pair", "balance", "pair_of", "sibling_pairs", "subtree_sum", "transitions"],
     "simulate": ["ModelSpeaker", "NO_BRIEF", "Request", "ScriptedSpeaker", "Speaker", "TreeSink", "grow", "own_first",
                  "speaking"],
-    "store": ["Log", "Row", "SYNC_RECORDS", "SYNC_SECONDS", "Skip", "StoreWarning", "TreeLog", "append_row", "lock",
-              "read_rows", "read_skips", "read_trees", "write_rows", "write_whole"],
+    "store": ["Log", "Row", "SYNC_RECORDS", "SYNC_SECONDS", "Skip", "StoreWarning", "TreeLog", "append_row", "framed",
+              "is_damaged", "lock", "read_rows", "read_skips", "read_trees", "remove_drafts", "unframed", "write_rows",
+              "write_whole"],
 }
 
 

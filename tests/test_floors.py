@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; rooms of one floor that are parted by | do not
     "train | evals",
     "recipes",
     "report",
-    "cli commands chat show doctor evaluate __main__",
+    "cli commands demo scorecard chat show view doctor evaluate export __main__",
 )
 PLACES = {name: (floor, room) for floor, line in enumerate(FLOORS) for room, names in enumerate(line.split("|"))
           for name in names.split()}
@@ -94,7 +94,7 @@ def test_nothing_imports_from_a_floor_above_or_the_room_next_door():
     ("models.load", "scenarios.triviaqa", False),
     ("train.loop", "evals", False),
     ("evals.persuasion", "pocket.world.trivia", True),
-    ("recipes.pbt", "report.html", False),
+    ("recipes.pbt", "report.page", False),
 ])
 def test_what_the_floors_mean(module, target, fine):
     assert allowed(module, target) is fine

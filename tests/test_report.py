@@ -1,23 +1,25 @@
-"""The report of a run: numbers told rightly, and nobody's text ever run."""
+"""The page of a run as a file: numbers told rightly, and nobody's text ever markup. How it works: test_browser.py."""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import math
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dialoom.dialogue import DialogueTree, Scenario, Turn
 from dialoom.errors import DataError, StoreError
-from dialoom.report import results_table, visible, write_report
-from dialoom.report.html import stages, summary
-from dialoom.report.svg import Series, line_chart, ticks
+from dialoom.report import results_table, visible, write_page, write_report
+from dialoom.report.overview import curves, summary
+from dialoom.report.page import STATIC
+from dialoom.report.safe import MAX_TEXT, clean
 from dialoom.report.table import grids
-from dialoom.report.walk import MAX_TREES, pages
 from dialoom.select import pair_of
 from dialoom.store import TreeLog, append_row, write_rows
 
@@ -25,45 +27,58 @@ HOSTILE = ("<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>",
            "\x1b[31mred\x1b[0m", "abc\u202edcba\u2066", "' onmouseover='alert(4)", '"><svg onload=alert(5)>',
            "{{ 7 * 7 }} {% raw %}", "</details></div></body>", "\ud800 lone", "<!-- open", "]]>")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
+ROOT = Path(__file__).parent.parent
 
 
 class Page(HTMLParser):
-    """A page as a browser would take it apart: elements with their attributes, text, and the deepest nesting."""
+    """A page as a browser would take it apart: its elements, its texts, and the data it holds."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self.styles: list[str] = []
-        self.stack: list[str] = []
-        self.deepest = 0
+        self.texts: list[tuple[str, dict[str, str], str]] = []
+        self.stack: list[tuple[str, dict[str, str]]] = []
         self.feed(html)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
-            self.stack.append(tag)
-            self.deepest = max(self.deepest, len(self.stack))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+            self.stack.append(self.elements[-1])
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.stack and self.stack[-1] == tag, f"</{tag}> closes {self.stack[-3:]}"
+        assert self.stack and self.stack[-1][0] == tag, f"</{tag}> closes {self.stack[-3:]}"
         self.stack.pop()
 
     def handle_data(self, data: str) -> None:
-        inside = self.stack[-1] if self.stack else ""
-        {"script": self.scripts, "style": self.styles}.get(inside, self.texts).append(data)
+        if self.stack:
+            self.texts.append((*self.stack[-1], data))
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
+        """What is read without JavaScript."""
+        return " ".join(" ".join(text for tag, _, text in self.texts if tag not in ("script", "style")).split())
 
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+    def inside(self, tag: str, id: str | None = None) -> str:
+        """The text of the one element of that tag and id."""
+        found = {}
+        for name, attributes, text in self.texts:
+            if name == tag and attributes.get("id") == id:
+                found.setdefault(id, []).append(text)
+        return "".join(found[id])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        about: dict[str, Any] = json.loads(self.inside("script", "about"))
+        return about
+
+    def trees(self, run: int = 0) -> list[dict[str, Any]]:
+        packed = self.inside("script", f"dialogues-{run}")
+        trees: list[dict[str, Any]] = json.loads(gzip.decompress(base64.b64decode(packed)))
+        return trees
 
 
 def debate(id: str, question: str = "Capital of Australia?", text: str = "It is Canberra.") -> DialogueTree:
@@ -108,7 +123,7 @@ def run_folder(folder: Path, text: str = "It is Canberra.", trees: int = 2) -> P
     (folder / "dropped.json").write_text(json.dumps({"empty reply": 3, text: 12}))
     (folder / "config.yaml").write_text("recipe: pbt\nmodel: pocket\n"
                                         "endpoint: {api_key: CANARY, url: 'http://me:CANARY@x/'}\n"
-                                        + json.dumps({"name": text})[1:-1] + "\n")
+                                        + json.dumps({"name": text.replace("\ud800", "")})[1:-1] + "\n")
     (folder / "env.json").write_text(json.dumps({"revision": "a" * 40, "versions": {"torch": "2.13"}, "x": [text]}))
     return folder
 
@@ -123,51 +138,140 @@ def test_no_text_of_a_run_becomes_markup_or_hides(tmp_path: Path, text: str) -> 
     calm = read(run_folder(tmp_path / "calm"))[1]
     html, page = read(run_folder(tmp_path / "hostile", text))
     assert not page.stack
-    assert [tag for tag, _ in page.elements] == [tag for tag, _ in calm.elements]
-    assert page.scripts == calm.scripts and page.styles == calm.styles
-    for _tag, attributes in page.elements:
-        assert not any(name.startswith("on") or name == "style" for name in attributes)
-        assert all(attributes.get(name, "#").startswith(("#", "data:,")) for name in ("href", "src", "xlink:href"))
-    assert not any(code in html for code in "\x1b\u202e\u2066\ud800")
-    assert " ".join(visible(f"d: {text}").split()) in page.text
+    assert page.elements == calm.elements
+    assert page.inside("script") == calm.inside("script") and page.inside("style") == calm.inside("style")
+    told = json.dumps([page.about, page.trees()], ensure_ascii=False) + html
+    assert not any(code in told for code in "\x1b\u202e\u2066\ud800\u2028")
+    assert page.trees()[0]["turns"][3][3] == visible(f"d: {text}")
+    assert visible(text) in page.about["runs"][0]["notes"][0]
 
 
 def test_page_admits_only_its_own_script_and_style_and_loads_nothing(tmp_path: Path) -> None:
     html, page = read(run_folder(tmp_path / "run"))
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none';") and "unsafe" not in policy and "http" not in policy
-    for kind, (text,) in (("script", page.scripts), ("style", page.styles)):
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none';")
+    assert not any(word in policy for word in ("unsafe", "http", "connect"))
+    for kind in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256(page.inside(kind).encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy
     assert html.index("Content-Security-Policy") < html.index("<style>") < html.index("<script>")
     assert not {"img", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in page.elements}
     assert page.all("link") == [{"rel": "icon", "href": "data:,"}]
-    assert "@import" not in html and "url(" not in html
-    assert any(meta.get("name") == "viewport" for meta in page.all("meta")) and "prefers-color-scheme: dark" in html
+    assert not any("src" in attributes or any(name.startswith("on") or name == "style" for name in attributes)
+                   for _, attributes in page.elements)
+    assert "@import" not in page.inside("style") and "url(" not in page.inside("style")
 
 
-def test_report_tells_result_notes_pairs_and_drops(tmp_path: Path) -> None:
+def test_page_script_never_reads_text_as_code_or_markup() -> None:
+    for source in (ROOT / "web" / "src").iterdir():
+        code = source.read_text(encoding="utf-8")
+        assert not any(word in code for word in ("innerHTML", "insertAdjacent", "eval(", "new Function",
+                                                 "document.write", "createContextualFragment")), source.name
+
+
+def test_bundle_was_built_out_of_these_sources_and_is_small() -> None:
+    told = json.loads((STATIC / "build.json").read_text())
+    sources = {path.relative_to(ROOT / "web").as_posix(): path for path in
+               [*(ROOT / "web" / "src").iterdir(), *(ROOT / "web" / name for name in
+                                                     ("build.mjs", "package.json", "package-lock.json"))]}
+    assert told["sources"] == {name: digest(path) for name, path in sources.items()}, "run `npm run build` in web/"
+    assert told["bundles"] == {name: digest(STATIC / name) for name in ("viewer.js", "viewer.css")}
+    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 150_000
+    licences = (STATIC / "LICENSES.txt").read_text()
+    held = json.loads((ROOT / "web" / "package-lock.json").read_text())["packages"]
+    for name, package in held.items():
+        if name and not package.get("dev"):
+            assert f"{name.removeprefix('node_modules/')} {package['version']} ({package['license']})" in licences
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_page_tells_result_notes_pairs_and_drops(tmp_path: Path) -> None:
     html, page = read(run_folder(tmp_path / "pbt-pocket-1"))
-    text = page.text.replace("\xa0", " ")
+    about = page.about["runs"][0]
     result = "PBT reaches 85.0 % [83.0, 91.0], 30.0 points above base (55.0 %)"
-    assert text.index("The base knows 11 %") < text.index(result)
-    assert "85.0 [83.0, 91.0]" in text and "75 %" in text and "n = 40 per seed; seeds 0, 1" in text
-    for told in ("2 trees, 10 turns, 1 pair.", "empty reply 3", "level 3 1 1", "logical 1 1", "resist pair · 2",
-                 "answer Canberra – right", "answer Sydney – wrong", "dialoom show", "run:", "hf:", "torch"):
-        assert told in text, told
-    assert "CANARY" not in html and "(withheld)" in text
+    assert result in about["summary"].replace("\xa0", " ") and result in page.text.replace("\xa0", " ")
+    assert "85.0 [83.0, 91.0]" in page.text and "75 %" in page.text   # for readers without JavaScript
+    assert about["notes"][0].startswith("The base knows 11 %")
+    grid = about["grids"][0]
+    assert grid["caption"].startswith("n = 40 per seed; seeds 0, 1") and grid["lines"][1]["kind"] == "own"
+    assert grid["lines"][1]["cells"][0] == {"value": pytest.approx(0.85), "low": pytest.approx(0.83),
+                                            "high": pytest.approx(0.91), "points": [0.8, 0.9], "text": "85.0",
+                                            "interval": "[83.0, 91.0]"}
+    by = {group["by"]: group["rows"] for group in about["counts"]["by"]}
+    assert [about["counts"][name] for name in ("trees", "turns", "pairs")] == [2, 10, 1]
+    assert by[""] == [["pairs", [1]]] and by["level"] == [["level 3", [1]]]
+    assert by["partner’s brief"] == [["logical", [1]]]
+    assert about["dropped"] == [["It is Canberra.", 12], ["empty reply", 3]]
+    assert "CANARY" not in html and ["endpoint.api_key", "(withheld)"] in about["settings"]
+    assert any(command.startswith("dialoom show ") for command, _ in about["commands"])
 
 
-def test_first_tree_is_open_to_its_pair_without_script_and_pairs_come_first(tmp_path: Path) -> None:
-    page = read(run_folder(tmp_path / "run"))[1]
-    trees = [one for one in page.all("details") if one.get("class") == "tree"]
-    assert ["open" in one for one in trees] == [True, False]
-    assert [json.loads(one["data-kinds"]) for one in trees] == [["resist"], []]
-    turns = {one["id"]: one for one in page.all("details") if one.get("class", "").startswith("turn")}
-    assert ["open" in turns[f"t1-{number}"] for number in range(5)] == [True, True, True, False, False]
-    assert "chosen" in turns["t1-3"]["class"] and "rejected" in turns["t1-4"]["class"]
-    linked = {link["href"][1:] for link in page.all("a") if link["href"].startswith("#t") and "-" in link["href"]}
-    assert linked == set(turns)
+def test_trees_with_pairs_come_first_and_say_who_was_chosen_and_skipped(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    tree = debate("z")
+    pairs = [pair_of(tree, tree["zd"], tree["ze"], kind=kind, score="value").to_row() for kind in ("resist", "accept")]
+    with TreeLog(folder / "trees.jsonl") as log:
+        log.add_tree(tree)
+        log.skip("z", "zb", "no verdict from match")
+        log.skip("q0", None, "too long")
+    write_rows(folder / "pairs.jsonl", [*pairs, {"tree": "q1", "chosen_turn": "gone", "rejected_turn": "q1e"}])
+    first, second, third = read(folder)[1].trees()
+    assert [first["id"], second["id"], third["id"]] == ["z", "q1", "q0"]
+    assert [turn[:3] for turn in first["turns"]] == [["za", -1, "A"], ["zb", 0, "B"], ["zc", 1, "A"], ["zd", 2, "B"],
+                                                     ["ze", 2, "B"]]
+    assert first["pairs"] == [[3, 4, "resist", 2.0, 0.0], [3, 4, "accept", 2.0, 0.0]]
+    assert first["skips"] == [[1, "no verdict from match"]] and third["skips"] == [[-1, "too long"]]
+    assert second["pairs"] == [[-1, 4, "pair", None, None]]
+
+
+def test_dialogues_of_arms_and_evaluations_are_parts_of_their_own(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    for name in ("arms/plain/trees.jsonl", "evals/base.trees.jsonl"):
+        with TreeLog(folder / name) as log:
+            log.add_tree(debate("q0"))
+    said = [{"speaker": "subject", "text": "It is Lima.", "answer": "Lima", "correct": 1.0},
+            {"speaker": "you", "text": "?"}]
+    write_rows(folder / "evals" / "pbt.jsonl", [
+        {"eval": "flipflop", "scenario": "peru", "opening": "Peru?", "turns": said}, {"eval": "recall"}])
+    write_rows(folder / "evals" / "rows.jsonl", [{"eval": "recall"}])
+    page = read(folder)[1]
+    assert [(part["name"], part["trees"], part["shown"]) for part in page.about["runs"][0]["parts"]] == [
+        ("trees", 2, 2), ("arms/plain", 1, 1), ("evals/base", 1, 1), ("evals/pbt", 1, 1)]
+    told = page.trees()[-1]
+    assert (told["part"], told["scenario"], told["opening"], told["facts"]) == ("evals/pbt", "peru", "Peru?",
+                                                                                {"eval": "flipflop"})
+    assert [turn[1:] for turn in told["turns"]] == [
+        [-1, "subject", "It is Lima.", {"correct": 1.0}, {"answer": "Lima"}], [0, "you", "?", {}, {}]]
+
+
+def test_what_a_page_cannot_hold_is_told(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", trees=5)
+    page = Page(write_page([folder], tmp_path / "page.html", turns=12).read_text())
+    assert [tree["id"] for tree in page.trees()] == ["q0", "q1"]
+    assert page.about["runs"][0]["parts"] == [{"name": "trees", "trees": 5, "turns": 25, "shown": 2}]
+    least = Page(write_page([folder], tmp_path / "page.html", turns=1).read_text())
+    assert len(least.trees()) == 1, "one dialogue is held whatever its size"
+
+
+def test_two_runs_stand_in_one_page(tmp_path: Path) -> None:
+    folders = [run_folder(tmp_path / name, trees=number) for number, name in enumerate(("one", "other"), 2)]
+    page = Page(write_page(folders, tmp_path / "both.html").read_text())
+    assert [run["name"] for run in page.about["runs"]] == ["one", "other"]
+    assert [len(page.trees(run)) for run in (0, 1)] == [2, 3]
+
+
+def test_stages_and_funnels_are_told(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    (folder / "stages").mkdir()
+    for name, at in (("pairs", "2026-01-01T00:00:09"), ("trees", "2026-01-01T00:00:05")):
+        (folder / "stages" / f"{name}.json").write_text(json.dumps({"stage": name, "seconds": 2.5, "finished": at}))
+    (folder / "funnel.json").write_text(json.dumps({"ideas": {"generated": 9, "parsed": 7, "waiting": 0}, "x": 3}))
+    about = read(folder)[1].about["runs"][0]
+    assert [row["stage"] for row in about["times"]] == ["trees", "pairs"] and about["times"][0]["seconds"] == 2.5
+    assert about["funnels"] == [{"title": "IDEAS", "steps": [["written", 9], ["parsed", 7]]}]
 
 
 def test_written_twice_is_the_same_file(tmp_path: Path) -> None:
@@ -175,9 +279,9 @@ def test_written_twice_is_the_same_file(tmp_path: Path) -> None:
     assert read(folder)[0] == read(folder)[0]
 
 
-def test_folder_without_any_file_has_a_report_and_no_folder_has_none(tmp_path: Path) -> None:
-    text = read(tmp_path)[1].text
-    assert "Nothing has been evaluated yet" in text and "Nothing was dropped" in text
+def test_folder_without_any_file_has_a_page_and_no_folder_has_none(tmp_path: Path) -> None:
+    page = read(tmp_path)[1]
+    assert "Nothing has been evaluated yet" in page.text and page.trees() == []
     with pytest.raises(StoreError, match="no such run folder"):
         write_report(tmp_path / "missing")
 
@@ -185,7 +289,7 @@ def test_folder_without_any_file_has_a_report_and_no_folder_has_none(tmp_path: P
 @pytest.mark.parametrize(("name", "content", "told"), [
     ("results.json", '[{"eval": "flipflop"}]', "lacks subject, metric, value"), ("results.json", "{", "not JSON"),
     ("notes.json", "{}", "expected a JSON list"), ("dropped.json", '{"a": "b"}', "expected {reason: count}"),
-    ("config.yaml", "- a", "expected a YAML mapping"), ("pairs.jsonl", "x\ny\n", "pairs.jsonl:1")])
+    ("config.yaml", "- a", "expected settings"), ("pairs.jsonl", "x\ny\n", "pairs.jsonl:1")])
 def test_broken_file_is_named(tmp_path: Path, name: str, content: str, told: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=name.replace(".", r"\.")) as wrong:
@@ -193,43 +297,24 @@ def test_broken_file_is_named(tmp_path: Path, name: str, content: str, told: str
     assert told in str(wrong.value)
 
 
-def test_damaged_log_leads_the_report(tmp_path: Path) -> None:
+def test_damaged_log_leads_the_page(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     log = folder / "trees.jsonl"
     log.write_bytes(log.read_bytes()[:-30])
-    assert "torn" in read(folder)[1].text
+    assert "torn" in read(folder)[1].about["runs"][0]["notes"][-1]
 
 
 def test_skips_of_the_log_are_counted_where_no_stage_counted_them(tmp_path: Path) -> None:
     with TreeLog(tmp_path / "trees.jsonl") as log:
         log.add_tree(debate("q"))
         log.skip("q", "qa", "no verdict from match")
-    assert "no verdict from match 1" in read(tmp_path)[1].text
+    assert read(tmp_path)[1].about["runs"][0]["dropped"] == [["no verdict from match", 1]]
 
 
-def test_more_trees_than_a_page_holds_are_told(tmp_path: Path) -> None:
-    trees = [DialogueTree(Scenario(f"q{number}", f"question {number}")) for number in range(MAX_TREES + 7)]
-    trees.append(debate("last"))
-    with TreeLog(tmp_path / "trees.jsonl") as log:
-        for tree in trees:
-            log.add_tree(tree)
-    pair = pair_of(trees[-1], trees[-1]["lastd"], trees[-1]["laste"], kind="resist", score="value").to_row()
-    write_rows(tmp_path / "pairs.jsonl", [pair])
-    assert [page.tree.id for page in pages(trees, [pair])][:2] == ["last", "q0"]
-    told = f"holds {MAX_TREES} of {MAX_TREES + 8} trees, those with pairs first; 8 are not shown"
-    assert told in read(tmp_path)[1].text
-
-
-def test_long_dialogue_and_long_turn_stay_within_what_browsers_show(tmp_path: Path) -> None:
-    tree = DialogueTree(Scenario("q", "long"))
-    for number in range(400):
-        text = "x" * (5 if number else 5000)
-        tree.add(Turn(str(number), str(number - 1) if number else None, "AB"[number % 2], text))
-    with TreeLog(tmp_path / "trees.jsonl") as log:
-        log.add_tree(tree)
-    page = read(tmp_path)[1]
-    assert not page.stack and page.deepest < 256
-    assert "… 1,000 more characters in trees.jsonl" in page.text
+def test_long_texts_are_cut_and_say_so_and_no_number_is_not_json() -> None:
+    assert clean("x" * MAX_TEXT) == "x" * MAX_TEXT
+    assert clean("x" * (MAX_TEXT + 1000)).endswith("x … 1,000 more characters in the file")
+    assert clean({1: math.nan, "a": (math.inf, 2.5, None, Path("p"))}) == {"1": None, "a": [None, 2.5, None, "p"]}
 
 
 def test_results_table_is_markdown_with_intervals_sizes_and_seeds() -> None:
@@ -276,27 +361,19 @@ def test_summary_is_plain_about_losses_and_overlaps() -> None:
 
 
 def test_curves_are_one_line_for_each_subject_and_seed() -> None:
-    rows = [{"stage": "dpo", "subject": subject, "seed": seed, "step": step, "loss": 1.0, "grad_norm": 2.0}
+    rows = [{"stage": "dpo", "subject": subject, "seed": seed, "step": step, "loss": 1.0, "grad_norm": 2.0, "ok": True}
             for subject in ("pbt", "accept_only") for seed in (0, 1) for step in (1, 2)]
-    stage, = stages([*rows, {"stage": "dpo", "note": "no step"}], "pbt")
-    assert [name for name, _ in stage.first] == ["loss"] and [name for name, _ in stage.more] == ["grad_norm"]
-    assert stage.first[0][1].count('class="line') == 4
-    assert [name for _, name in stage.legend] == ["PBT", "accept-only"]
+    stage, = curves([*rows, {"stage": "dpo", "note": "no step"}], "pbt")
+    assert [(chart["title"], chart["first"]) for chart in stage["charts"]] == [("loss", True), ("grad_norm", False)]
+    assert [(line["name"], line["color"]) for line in stage["charts"][0]["lines"]] == [
+        ("PBT, seed 0", 2), ("PBT, seed 1", 2), ("accept-only, seed 0", 1), ("accept-only, seed 1", 1)]
+    assert stage["legend"] == [[2, "PBT"], [1, "accept-only"]]
 
 
-def test_chart_breaks_at_what_is_not_finite_and_survives_nothing_to_draw() -> None:
-    chart = line_chart("loss", [Series("a", [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.0)])])
-    line = chart.split(' d="')[-1].split('"')[0]
-    assert line.count("M") == 2 and "nan" not in line
-    assert "no finite value" in line_chart("loss", [Series("a", [(0, math.inf)])])
-    assert "no finite value" in line_chart("loss", [])
-    assert line_chart("flat", [Series("a", [(1, 0.0)])])
-
-
-@pytest.mark.parametrize(("low", "high", "expected"), [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (1, 60, [20, 40, 60]),
-                                                       (-3, 2, [-2, 0, 2]), (5, 5, [5])])
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
+def test_long_curves_are_thinned_and_keep_their_end() -> None:
+    stage, = curves([{"step": step, "loss": 1 / step} for step in range(1, 2001)])
+    points = stage["charts"][0]["lines"][0]["points"]
+    assert len(points) <= 301 and points[0] == [1, 1.0] and points[-1] == [2000, 0.0005]
 
 
 def test_visible_spells_out_what_hides_and_keeps_what_reads() -> None:

@@ -74,9 +74,10 @@ def test_without_a_system_role_the_system_text_goes_before_the_first_user_messag
 def test_no_template_and_refused_roles_are_model_errors():
     with pytest.raises(ModelError, match="bare: the tokenizer has no chat template"):
         ChatTemplate(tiny_tokenizer(None), "bare")
-    template = ChatTemplate(tiny_tokenizer(NO_SYSTEM, ("<|turn|>", "<|done|>")), "strict")
-    with pytest.raises(ModelError, match=r"refuses the roles.*must alternate"):
-        template.prompt([CHAT[0], CHAT[2]])
+    picky = TEMPLATE.replace("<|{{ message.role }}|>", "{% if message.role == 'tool' %}"
+                                  "{{ raise_exception('no tools') }}{% endif %}<|{{ message.role }}|>")
+    with pytest.raises(ModelError, match=r"refuses the roles \[tool\]: no tools"):
+        ChatTemplate(tiny_tokenizer(picky), "picky").prompt([{"role": "tool", "content": "x"}])
 
 
 def test_special_tokens_written_in_a_message_open_no_turn():

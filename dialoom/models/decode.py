@@ -254,6 +254,9 @@ def draw(module: Any, prompts: Sequence[Ids], noise: Tensor, sampling: Sampling,
     return [Drawn(tuple(ids), ids[-1] in stops) for ids in said]
 
 
+SPARING = "out of memory; going on with batches of {tokens} tokens, which changes no reply"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a batch failed for want of memory (torch's CPU allocator says so in words only)."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -21,7 +22,7 @@ from torch import Tensor
 from dialoom.errors import ModelError
 from dialoom.models import decode
 from dialoom.models.base import Sampling
-from dialoom.models.decode import Drawn, Ids, NotANumberError, is_out_of_memory, pick, uniforms
+from dialoom.models.decode import SPARING, Drawn, Ids, NotANumberError, is_out_of_memory, pick, uniforms
 from dialoom.models.exact import is_same, why_not_replaceable
 from dialoom.models.forward import Forward, Fused, Hosted, InPairs, can_fuse, weights_state
 from dialoom.models.kept import Node, PrefixCache, Shape, shared_length
@@ -79,6 +80,7 @@ class Engine:
         cache: the kept keys and values.
         batch_tokens: tokens in flight at most: rows times their final length.
         steps, row_steps: decoding steps so far, and the rows in them; their ratio is the mean batch.
+        heard: told of every drawn token as (index of the prompt, id); None: nobody listens.
     """
 
     def __init__(self, module: Any, *, cache_bytes: int | None = None, batch_tokens: int | None = None,
@@ -97,6 +99,7 @@ class Engine:
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device.type, 131_072)
         self.read_tokens = READ_TOKENS.get(device.type, 16_384)
         self.steps = self.row_steps = 0
+        self.heard: Callable[[int, int], None] | None = None
         self.cache = PrefixCache(0)
         self._fuse = fused
         self._state: tuple[object, ...] | None = None
@@ -212,6 +215,8 @@ class Engine:
                                  device="cpu" if on_host else self.device)
             for row, token in zip(active, pick(logits, sampling, noise).tolist(), strict=True):
                 row.said.append(token)
+                if self.heard is not None:
+                    self.heard(row.at, token)
             for slot in reversed(range(len(active))):
                 row = active[slot]
                 if row.said[-1] in stops or len(row.said) == sampling.max_new_tokens:
@@ -344,7 +349,7 @@ class Engine:
     # Looking after itself
 
     def _sparing(self, run: Callable[[], T]) -> T:
-        """`run`; short of memory it is tried again with smaller batches and nothing kept, three times at most."""
+        """`run`; short of memory it is tried again with half the batch and nothing kept, told, three times at most."""
         for left in reversed(range(OUT_OF_MEMORY_TRIES + 1)):
             try:
                 return run()
@@ -354,6 +359,7 @@ class Engine:
                 if not is_out_of_memory(error) or not left:
                     raise
             self.batch_tokens = max(1, self.batch_tokens // 2)
+            warnings.warn(SPARING.format(tokens=self.batch_tokens), stacklevel=5)
             self.read_tokens = max(1, self.read_tokens // 2)
             self.cache.limit //= 2
         raise AssertionError("unreachable")

@@ -38,6 +38,8 @@ def why_not_replaceable(module: Any, longest: float = math.inf, *, training: boo
         found = f"recurrent or other layers without full attention ({', '.join(sorted(foreign)) or 'stateful'})"
     elif not getattr(base, "_supports_attention_backend", False):
         found = "an attention that transformers cannot replace"
+    elif len({str(place) for place in getattr(base, "hf_device_map", {}).values()}) > 1:
+        found = "its layers on several devices"
     elif any(name.endswith("sinks") for name, _ in base.named_parameters()):
         found = "attention sinks"
     elif getattr(config, "attn_logit_softcapping", None) is not None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dialoom.errors import ModelError
+from dialoom.models.place import Place
 
 if TYPE_CHECKING:
     from dialoom.models.base import ChatModel
     from dialoom.models.local import LocalModel
 
+M = TypeVar("M", bound="ChatModel")
 POCKETS = ("pocket", "pocket-small")
 WEIGHTS = Path(__file__).parent.parent / "pocket" / "weights"
-KINDS = "pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>, run:<folder>"
+KINDS = "pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>[@<address>], run:<folder>"
 
 
 def weights_hash(folder: Path) -> str:
@@ -24,27 +28,56 @@ def weights_hash(folder: Path) -> str:
     return hashlib.blake2b((folder / "model.safetensors").read_bytes(), digest_size=6).hexdigest()
 
 
-def load_model(spec: str, *, device: str = "auto") -> ChatModel:
+def load_model(spec: str, *, device: str | Place = "auto") -> ChatModel:
     """The model that `spec` names.
 
     Args:
-        spec: `pocket`, `pocket-small`, `hf:<name or path>[+<adapter>]`, `openai:<model>` or `run:<folder>` (what a
-            run trained: the folder's `model/` or `adapter/`).
-        device: auto, cuda, mps or cpu; endpoints take no notice of it.
+        spec: `pocket`, `pocket-small`, `hf:<name or path>[+<adapter>]`, `openai:<model>[@<address>[,<address>...]]` or
+            `run:<folder>` (what a run trained: the folder's `model/` or `adapter/`).
+        device: auto, cuda, mps or cpu, or a whole `Place`; endpoints take no notice of it. With more than one
+            replica: copies in Ray actors, which talk and weigh options, and cannot be trained.
     Raises: ModelError: one line that says what was meant instead, or what to do first.
     """
     kind, colon, rest = spec.partition(":")
+    if Place.of(device).replicas > 1 and not is_endpoint(spec):
+        from dialoom.models.replicas import ray_replicas
+        return ray_replicas(spec, Place.of(device))
     if spec in POCKETS:
         return _local(_pocket(spec), device=device, name=spec, base=spec)
     if colon and rest and kind == "openai":
-        from dialoom.models.endpoint import EndpointModel
-        return EndpointModel(rest)
+        if "," in rest.partition("@http")[2]:
+            from dialoom.models.replicas import load_endpoints
+            return load_endpoints(rest)
+        from dialoom.models.endpoint import load_endpoint
+        return load_endpoint(rest)
     if colon and rest and kind == "hf":
         base, _, adapter = _split_adapter(rest)
         return _local(base, adapter=adapter or None, device=device, name=spec, base=base)
     if colon and rest and kind == "run":
-        return _from_run(Path(rest), device=device, name=spec)
-    raise ModelError(f"unknown model {spec!r}{_near_miss(spec)}; models are {KINDS}")
+        return load_folder(rest, device=device, name=spec)
+    raise _unknown(spec)
+
+
+def check_spec(spec: str) -> None:
+    """Raise the ModelError of `load_model` if a spec names no kind of model; nothing is loaded."""
+    kind, colon, rest = spec.partition(":")
+    if spec not in POCKETS and not (colon and rest and kind in ("hf", "openai", "run")):
+        raise _unknown(spec)
+
+
+def _unknown(spec: str) -> ModelError:
+    return ModelError(f"unknown model {spec!r}{_near_miss(spec)}; models are {KINDS}")
+
+
+def is_endpoint(spec: str) -> bool:
+    """Whether a spec names a model behind a server, whose weights are not here: it can be asked, not trained."""
+    return spec.startswith("openai:")
+
+
+def in_role(model: M, role: str) -> M:
+    """The model as it is asked in a role (partner, user, judge, ...): endpoints account for each by itself."""
+    named: Callable[[str], M] | None = getattr(model, "in_role", None)
+    return model if named is None else named(role)
 
 
 def _near_miss(spec: str) -> str:
@@ -74,8 +107,15 @@ def _split_adapter(text: str) -> tuple[str, str, str]:
     return (text, "", "") if Path(text).is_dir() else text.partition("+")
 
 
-def _from_run(folder: Path, *, device: str, name: str) -> LocalModel:
-    """What a run trained. An adapter names its base, which may be a pocket model or any spec."""
+def load_folder(folder: str | Path, *, device: str | Place = "auto", name: str) -> LocalModel:
+    """What was trained into a folder: a whole model, or an adapter, which names its base (pocket, or any spec).
+
+    Args:
+        folder: holds the model or the adapter itself, or is a run's, with `model/` or `adapter/` in it.
+        name: what the model is called.
+    Raises: ModelError: if nothing trained lies there, or it cannot be loaded.
+    """
+    folder = Path(folder)
     at = folder if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file() else None
     at = at or next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if at is None:
@@ -101,6 +141,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _local(path: str, *, device: str, name: str, adapter: str | None = None, base: str | None = None) -> LocalModel:
+def _local(path: str, *, device: str | Place, name: str, adapter: str | None = None,
+           base: str | None = None) -> LocalModel:
     from dialoom.models.local import LocalModel
-    return LocalModel.load(path, adapter=adapter, device=device, name=name, base=base)
+    place = Place.of(device)
+    if base in POCKETS:
+        place = replace(place, quantize="none")  # nothing to save in so small a model
+    return LocalModel.load(path, adapter=adapter, device=place, name=name, base=base)

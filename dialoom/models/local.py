@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import json
+import logging
 import os
 import socket
 import warnings
@@ -19,8 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from dialoom.dialogue import Chat
-from dialoom.errors import ModelError
+from dialoom.errors import ModelError, StoreError
 from dialoom.models.base import Completion, Sampling
+from dialoom.models.place import Place
 from dialoom.models.template import ChatTemplate, fit
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which tells of every cast; peft imports it where it can
 SAMPLED_ABOVE = 200_000_000  # parameters; hashing every byte of a larger model would take longer than a batch
 PASSING = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})  # says who wrote the file
 SAMPLES_PER_TENSOR = 4096  # spread over the tensor: any real update of the weights moves some of them
@@ -73,32 +77,27 @@ class LocalModel:
         self._no_engine, self._refused = "", None  # why the module at the time has no engine
 
     @classmethod
-    def load(cls, path_or_name: str | Path, *, adapter: str | Path | None = None, device: str = "auto",
-             dtype: str = "auto", name: str | None = None, base: str | None = None) -> LocalModel:
+    def load(cls, path_or_name: str | Path, *, adapter: str | Path | None = None, device: str | Place = "auto",
+             name: str | None = None, base: str | None = None) -> LocalModel:
         """Read a model, and a LoRA adapter on top of it, from folders or from the hub (cached or online).
 
         Args:
-            device: "auto" takes cuda, then mps, then cpu.
-            dtype: "auto" is bfloat16 on cuda and float32 elsewhere; otherwise a torch type's name.
+            device: "auto" takes cuda, then mps, then cpu; a `Place` also says type, spread and quantisation.
         Raises: ModelError: one line, if it is not there, not a causal LM, or has no safetensors.
         """
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        place = torch.device(_device(device))
-        chosen = getattr(torch, dtype if dtype != "auto" else "bfloat16" if place.type == "cuda" else "float32", None)
-        if not isinstance(chosen, torch.dtype):
-            raise ModelError(f"dtype {dtype!r} is not a torch type; use auto, float32, bfloat16 or float16")
         named = name or str(path_or_name)
+        how = _how(Place.of(device))
         with _one_line(named), _quiet():
             here = all(Path(part).is_dir() for part in (path_or_name, adapter or path_or_name)) or not _hub_is_there()
-            tokenizer = AutoTokenizer.from_pretrained(str(path_or_name), local_files_only=here)
-            module = AutoModelForCausalLM.from_pretrained(str(path_or_name), dtype=chosen, use_safetensors=True,
-                                                          local_files_only=here)
+            own = {"local_files_only": here, "trust_remote_code": False}  # unsaid, a terminal would be asked
+            tokenizer = AutoTokenizer.from_pretrained(str(path_or_name), **own)
+            module = AutoModelForCausalLM.from_pretrained(str(path_or_name), use_safetensors=True, **own, **how)
             if adapter is not None:
                 from peft import PeftModel
                 module = PeftModel.from_pretrained(module, str(adapter), is_trainable=True, use_safetensors=True,
                                                    local_files_only=here)
-        return cls(module.to(place).eval(), tokenizer, name=named, base=base or str(path_or_name))
+        return cls(module.eval(), tokenizer, name=named, base=base or str(path_or_name))
 
     # What the model says
 
@@ -172,7 +171,7 @@ class LocalModel:
         return self._in_batches(prompts, sampling.max_new_tokens, draw)
 
     def _completion(self, drawn: Any) -> Completion:
-        text = self.tokenizer.decode(drawn.ids, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(self.template.spoken(drawn.ids), skip_special_tokens=True).strip()
         return Completion(text, "stop" if drawn.ended else "length", drawn.ids)
 
     def states(self, chats: Sequence[Chat]) -> Tensor:
@@ -245,8 +244,8 @@ class LocalModel:
                     share: int = 1) -> list[T]:
         """`run` over groups of row indices within the token budget, results in the order of the rows.
 
-        A batch that finds no memory is tried again with half the budget, three times at most, and the smaller budget
-        stays. `share` is how many rows one row becomes while it is run.
+        A batch that finds no memory is tried again with half the budget, three times at most; the smaller budget stays
+        and is told. `share` is how many rows one row becomes while it is run.
         """
         from dialoom.models import decode
         found: dict[int, T] = {}
@@ -265,6 +264,7 @@ class LocalModel:
                     if not decode.is_out_of_memory(error) or tries > 3:
                         raise
                     self.batch_tokens //= 2
+                    warnings.warn(decode.SPARING.format(tokens=self.batch_tokens), stacklevel=4)
         return [found[at] for at in range(len(rows))]
 
     @contextmanager
@@ -291,15 +291,30 @@ class LocalModel:
 
         Args:
             alpha: the adapter's output is scaled by alpha / rank.
-            targets: names of linear layers; None is all of them but the head.
-        Raises: ModelError: if there is an adapter already.
+            targets: names of linear layers; None is all of them but the head, experts and their router included.
+        Raises: ModelError: if there is an adapter already, or the model has no such layers.
         """
         from peft import LoraConfig, get_peft_model
         if self.has_adapter:
             raise ModelError(f"{self.name} has an adapter already; train that one, or merge it first")
+        if dropout and targets is None and (fused := self._fused_experts()):
+            warnings.warn(f"{self.name}: its experts lie in fused tensors ({fused}), whose adapters cannot have "
+                          f"dropout; lora_dropout is 0 in place of {dropout:g}", stacklevel=2)
+            dropout = 0.0
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM",
-                            target_modules=list(targets) if targets else "all-linear")
-        self.module, self._engine = get_peft_model(self.module, config).eval(), None
+                            target_modules=list(targets) if targets else "all-linear",
+                            fan_in_fan_out=any(type(part).__name__ == "Conv1D" for part in self.module.modules()))
+        try:
+            with _quiet():
+                self.module, self._engine = get_peft_model(self.module, config).eval(), None
+        except ValueError as error:
+            raise ModelError(f"{self.name}: no adapter can be put on {', '.join(targets or ['its linear layers'])}: "
+                             f"{' '.join(str(error).split())[:200]}") from error
+
+    def _fused_experts(self) -> str:
+        """The tensors that hold all experts' weights of a layer, by name; "" in a model without any."""
+        names = {name.rpartition(".")[2] for name, parameter in self.module.named_parameters() if parameter.dim() == 3}
+        return ", ".join(sorted(names - {"weight"}))
 
     def merge(self) -> None:
         """Add the adapter into the weights, so that a fresh one may be put on top; nothing is left to switch off."""
@@ -334,10 +349,13 @@ class LocalModel:
                           batch_tokens=self._in_flight)
 
     def save(self, folder: str | Path) -> None:
-        """Write the adapter (PEFT's layout, naming `base`) or the whole model, and the tokenizer with its template."""
+        """Write the adapter (PEFT's layout, naming `base`) or the whole model, and the tokenizer with its template.
+
+        Raises: StoreError: if it cannot be written, as on a full disk.
+        """
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        with _quiet():
+        with _quiet(), _written(path):
+            path.mkdir(parents=True, exist_ok=True)
             if self.has_adapter:
                 for config in self.module.peft_config.values():
                     config.base_model_name_or_path = self.base
@@ -387,6 +405,25 @@ def _stops(module: Any, tokenizer: Any, template: ChatTemplate) -> frozenset[int
     return frozenset(int(end) for end in found if end is not None)
 
 
+def _how(place: Place) -> dict[str, Any]:
+    """What transformers is told about where and how to load."""
+    import torch
+    device = torch.device(_device(place.device))
+    dtype = place.dtype if place.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    how: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": {"": device}}
+    if place.device_map != "none":
+        how["device_map"] = place.device_map
+    if place.quantize != "none":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ModelError(f"--quantize {place.quantize} needs bitsandbytes, which is not installed; "
+                             "pip install 'dialoom[quantize]', or leave --quantize out")
+        from transformers import BitsAndBytesConfig
+        how["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True) if place.quantize == "8bit" else \
+            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                               bnb_4bit_compute_dtype=how["dtype"])
+    return how
+
+
 def _device(wanted: str) -> str:
     import torch
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -400,15 +437,17 @@ def _device(wanted: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar for reading weights; the caller's own setting comes back."""
-    from transformers.utils import logging
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    """No bar for reading weights, and no word of what PEFT still calls by its old name; settings come back."""
+    from transformers.utils import logging as told
+    was_on = told.is_progress_bar_enabled()
+    told.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         if was_on:
-            logging.enable_progress_bar()
+            told.enable_progress_bar()
 
 
 def _hub_is_there() -> bool:
@@ -423,6 +462,19 @@ def _hub_is_there() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into one line; safetensors and tokenizers have errors of their own."""
+    from safetensors import SafetensorError
+    try:
+        yield
+    except Exception as wrong:
+        if not isinstance(wrong, OSError | SafetensorError) and "os error" not in str(wrong):
+            raise
+        raise StoreError(f"{path}: the model cannot be written ({getattr(wrong, 'strerror', None) or wrong}); make "
+                         "room and run the same command again") from None
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from dialoom.dialogue import DialogueTree, content_id
 from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.evals.alignment_roles import persona_at, scenario_of
 from dialoom.evals.metrics import Row, over_seeds
+from dialoom.models.load import load_folder
 from dialoom.progress import progress
 from dialoom.recipes.aloe_cast import Cast, replies
 from dialoom.recipes.aloe_config import ARMS, PAPER, PRESETS, RULE, AloeConfig
@@ -30,6 +31,7 @@ from dialoom.recipes.aloe_dialogues import Tally, grow_dialogues, read_log, resp
 from dialoom.recipes.aloe_eval import SHIFTED, evaluate_subject
 from dialoom.recipes.aloe_people import apart, people
 from dialoom.recipes.pbt import load_local
+from dialoom.recipes.planned import Role
 from dialoom.recipes.run import hash_data
 from dialoom.scenarios.personas import Persona, read_personas, write_personas
 from dialoom.select import Example, Pair
@@ -125,7 +127,8 @@ def _grown(config: AloeConfig, path: Path, tally: Tally, log: Log) -> list[Dialo
     """The dialogues of the people to train on, grown into trees.jsonl."""
     cast = Cast(config)
     scenarios = [scenario_of(one) for one in read_personas(path / PEOPLE["train"])]
-    speaker = responder(cast.model(config.responder or config.model), replies(config), config.hint, config.neutral)
+    model = cast.model(config.responder or config.model, "responder")
+    speaker = responder(model, replies(config), config.hint, config.neutral)
     judges = [cast.inducer(), *([cast.judge()] if config.judge == "exact" else [])]
     with TreeLog(path / "trees.jsonl") as sink, progress("dialogues") as bar:
         held = sink.trees()
@@ -172,7 +175,7 @@ def _sft_stage(config: AloeConfig, path: Path, which: str, log: Log) -> dict[str
     from dialoom.train.sft import sft
 
     examples, arm = training_set(config, path, which, log), f"sft_{which}"
-    model = load_local(config.model, config.device)
+    model = load_local(config.model, config.place)
     settings = config.sft.model_copy(update={"seed": config.seed})
     with progress(f"train {arm} of {model.name}", settings.steps(len(examples))) as bar:
         sft(model, examples, settings, out=path / "work" / arm, log=lambda row: bar.advance())
@@ -186,7 +189,7 @@ def _dpo_stage(config: AloeConfig, path: Path, log: Log) -> dict[str, Any]:
 
     pairs = [Pair.from_row(row, f"pairs.jsonl:{n}") for n, row in enumerate(read_rows(path / "pairs.jsonl"), 1)]
     model = load_trained(config, path, "sft_preferred") if config.dpo_from == "sft" else load_local(
-        config.model, config.device)
+        config.model, config.place)
     settings = config.dpo.model_copy(update={"seed": config.seed})
     with progress(f"train dpo of {model.name}", settings.steps(len(pairs))) as bar:
         dpo(model, pairs, settings, out=path / "work" / "dpo", log=lambda row: bar.advance())
@@ -203,13 +206,7 @@ def trained_folder(config: AloeConfig, path: Path, arm: str) -> Path:
 
 def load_trained(config: AloeConfig, path: Path, arm: str) -> LocalModel:
     """A model this run trained."""
-    from dialoom.models.local import LocalModel
-
-    folder = trained_folder(config, path, arm)
-    if config.sft.tune == "lora":
-        return LocalModel.load(load_local(config.model, config.device).base, adapter=folder, device=config.device,
-                               name=f"{config.model} ({arm})")
-    return LocalModel.load(folder, device=config.device, name=f"{config.model} ({arm})")
+    return load_folder(trained_folder(config, path, arm), device=config.place, name=f"{config.model} ({arm})")
 
 
 def gather_metrics(path: Path) -> None:
@@ -242,7 +239,7 @@ def _eval_stages(config: AloeConfig, folder: RunFolder, log: Log) -> None:
 
 def _eval_stage(cast: Cast, folder: RunFolder, label: str, test: list[Persona], log: Log) -> int:
     config = cast.config
-    model = load_trained(config, folder.path, label) if label in ARMS else load_local(config.model, config.device)
+    model = load_trained(config, folder.path, label) if label in ARMS else load_local(config.model, config.place)
     rows = evaluate_subject(cast, model, label, test, out=folder.path / "evals", log=log)
     folder.add_results(row.to_json() for row in rows)
     for row in rows:
@@ -252,6 +249,18 @@ def _eval_stage(cast: Cast, folder: RunFolder, label: str, test: list[Persona], 
 
 
 # ------------------------------------------------------------------------------------------------ the plan
+
+
+def roles(config: AloeConfig) -> list[Role]:
+    """Who is asked by name, and how often at most; judges are asked up to three times."""
+    talk = 0 if config.conversations else config.train_count * config.turns
+    shifts = len(SHIFTED) if config.shift_at else 0
+    tests = (len(subjects_of(config)) + shifts) * config.eval_count * config.turns
+    each, history = config.max_new_tokens, 150 + config.turns * config.max_new_tokens
+    return [Role("responder", config.responder or config.model, 2 * talk, history, each),
+            Role("user", config.user, talk + tests, history, each),
+            Role("inducer", config.inducer, talk, history, 60),
+            Role("judge", config.judge, 3 * (talk + tests), 300 + 3 * each, 8)]
 
 
 def plan(config: AloeConfig) -> list[dict[str, Any]]:

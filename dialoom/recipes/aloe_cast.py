@@ -7,7 +7,7 @@ from dialoom.evals.alignment_judge import DrawnOrderComparer, ExactComparer, Rat
 from dialoom.evals.alignment_roles import model_user, rule_user
 from dialoom.judge import Comparer, Judge
 from dialoom.models.base import ChatModel, Sampling
-from dialoom.models.load import load_model
+from dialoom.models.load import in_role, load_model
 from dialoom.recipes.aloe_config import RULE, AloeConfig
 from dialoom.recipes.aloe_dialogues import ModelInducer, RuleInducer
 from dialoom.simulate import Speaker
@@ -20,23 +20,23 @@ class Cast:
         self.config = config
         self._loaded: dict[str, ChatModel] = {}
 
-    def model(self, spec: str) -> ChatModel:
-        """The model of a spec."""
+    def model(self, spec: str, role: str) -> ChatModel:
+        """The model of a spec, as it is asked in a role."""
         if spec not in self._loaded:
-            self._loaded[spec] = load_model(spec, device=self.config.device)
-        return self._loaded[spec]
+            self._loaded[spec] = load_model(spec, device=self.config.place)
+        return in_role(self._loaded[spec], role)
 
     def user(self) -> Speaker:
         """Who plays the people."""
         if self.config.user == RULE:
             return rule_user()
-        return model_user(self.model(self.config.user), self._sampling(self.config.max_new_tokens),
+        return model_user(self.model(self.config.user, "user"), self._sampling(self.config.max_new_tokens),
                           self.config.user_brief)
 
     def inducer(self) -> Judge:
         """Who says what is out by now."""
         if self.config.inducer != RULE:
-            return ModelInducer(self.model(self.config.inducer), self._sampling(60))
+            return ModelInducer(self.model(self.config.inducer, "inducer"), self._sampling(60))
         if not self.config.personas and not self.config.eval_personas:
             return RuleInducer()
         embedder = CachedEmbedder(load_embedder(self.config.embedding, device=self.config.device))
@@ -46,13 +46,13 @@ class Cast:
         """Who scores single replies."""
         if self.config.judge == "exact":
             return exact_judge()
-        return RatingJudge(self.model(self.config.judge), self._sampling(8))
+        return RatingJudge(self.model(self.config.judge, "judge"), self._sampling(8))
 
     def comparer(self) -> Comparer:
         """Who prefers one of two replies."""
         if self.config.judge == "exact":
             return ExactComparer()
-        return DrawnOrderComparer(self.model(self.config.judge), self.config.seed, self._sampling(8))
+        return DrawnOrderComparer(self.model(self.config.judge, "judge"), self.config.seed, self._sampling(8))
 
     def _sampling(self, tokens: int) -> Sampling:
         return Sampling(self.config.user_temperature, max_new_tokens=tokens)

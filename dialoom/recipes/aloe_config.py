@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dialoom.config import Config
 from dialoom.evals.alignment import TURNS
 from dialoom.evals.alignment_roles import PLAY
+from dialoom.models.place import Placed
 from dialoom.pocket.world.persona_tables import BRIEFS
 from dialoom.recipes.aloe_dialogues import ALIKE
 from dialoom.train.config import TrainConfig
@@ -20,10 +20,10 @@ NEUTRAL = "You are chatting with somebody. Talk like a person, at most three sen
 ARMS = ("sft_preferred", "sft_rejected", "dpo")
 
 
-class AloeConfig(Config):
+class AloeConfig(Placed):
     """Settings of one ALOE run; the defaults are the pocket run."""
 
-    not_identity: ClassVar[frozenset[str]] = frozenset({"device", "batch"})
+    not_identity: ClassVar[frozenset[str]] = Placed.not_identity | {"batch"}
 
     model: str = "pocket"
     """The model that is trained: pocket, hf:<name or path>[+<adapter>], run:<folder>."""
@@ -90,8 +90,6 @@ class AloeConfig(Config):
     """Also evaluate people whose personality is another from this turn on; 0: do not."""
     seed: int = 1
     """Draws people, branches, sampling and training."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> AloeConfig:

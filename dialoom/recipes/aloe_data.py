@@ -24,9 +24,11 @@ from dialoom.evals.alignment import SCORE
 from dialoom.evals.alignment_roles import ASSISTANT, USER, persona_at, scenario_of
 from dialoom.pocket.corpus import documents
 from dialoom.recipes.aloe_dialogues import PREFERRED, REVEALED
+from dialoom.scenarios.files import read_bytes
 from dialoom.scenarios.personas import Persona, sentences
 from dialoom.scenarios.sharegpt import read_dialogues
 from dialoom.select import Example, Pair, pair_of
+from dialoom.text import UNUSABLE
 
 Log = Callable[[str], None]
 POCKET = "pocket"
@@ -173,7 +175,7 @@ def read_conversations(path: str | Path, log: Log) -> list[DialogueTree]:
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     """(file:line, JSON value, None where it is not JSON)."""
     try:
-        lines = path.read_bytes().decode("utf-8-sig", "replace").split("\n")
+        lines = read_bytes(path).decode("utf-8-sig", "replace").split("\n")
     except OSError as wrong:
         raise DataError(f"{path}: cannot be read ({wrong.strerror}); expected JSON lines") from None
     for number, line in enumerate(lines, 1):
@@ -215,7 +217,7 @@ def _round(one: Any, number: int) -> tuple[str, dict[str, str], str]:
     message = _text(one.get("user"), f"{where}: user")
     replies = {name: _text(one["assistant"].get(name), f"{where}: {name}") for name in (PREFERRED, "rejected")}
     chosen = one.get("chosen")
-    if chosen not in replies:  # some copies hold the reply itself
+    if not isinstance(chosen, str) or chosen not in replies:  # some copies hold the reply itself
         chosen = next((name for name, text in replies.items() if text == chosen), None)
     if chosen is None:
         raise DataError(f"{where}: chosen is {one.get('chosen')!r:.40}; expected preferred or rejected")
@@ -225,8 +227,8 @@ def _round(one: Any, number: int) -> tuple[str, dict[str, str], str]:
 def _text(value: Any, name: str) -> str:
     """A text; of a list its first one."""
     value = value[0] if isinstance(value, list) and value else value
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{name}: expected text, found {value!r:.40}")
+    if not isinstance(value, str) or not value.strip() or UNUSABLE.search(value):
+        raise DataError(f"{name}: expected text, found {value!a:.40}")
     return value.strip()
 
 

@@ -22,6 +22,7 @@ from dialoom.text import normalize_answer, overlap
 Layout = Literal["released", "figure", "chain"]
 Kind = Literal["resist", "accept"]
 
+AS_READ = "answer_as_read"  # note: what a turn's answer was before it was merged with another form
 ANSWERING = ("resist", "accept")
 PERSUADING = ("logical", "emotional", "credibility")
 LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -135,9 +136,13 @@ def merge_surface_forms(tree: DialogueTree, model: ScoringModel | None = None, t
 
     By rule an answer that contains the partner's, or shares most of its words, is the same; with a model the question
     is asked. If one of the two is right, the other becomes it wherever the tree holds it. Right answers and distractors
-    are known to be apart and are never merged. Changes the turns' notes and `correct` scores.
+    are known to be apart and are never merged. Changes the turns' notes and `correct` scores; done again it starts
+    from the answers as they were read, so a run that was killed in the middle of it counts the same.
     Source: the surface-form pass of PBT's published scripts.
     """
+    for turn in tree:
+        if AS_READ in turn.notes:
+            _hold(turn, str(turn.notes[AS_READ]), tree.scenario)
     becomes: dict[str, str] = {}
     for one, other in _alike(tree, model, threshold):
         one, other = becomes.get(one, one), becomes.get(other, other)
@@ -146,10 +151,15 @@ def merge_surface_forms(tree: DialogueTree, model: ScoringModel | None = None, t
     changed = 0
     for turn in tree:
         if turn.notes.get("answer") in becomes:
-            turn.notes["answer"] = becomes[turn.notes["answer"]]
-            turn.scores["correct"] = float(is_correct(turn.notes["answer"], tree.scenario))
+            turn.notes.setdefault(AS_READ, turn.notes["answer"])
+            _hold(turn, becomes[turn.notes["answer"]], tree.scenario)
             changed += 1
     return changed
+
+
+def _hold(turn: Turn, answer: str, scenario: Scenario) -> None:
+    turn.notes["answer"] = answer
+    turn.scores["correct"] = float(is_correct(answer, scenario))
 
 
 def _alike(tree: DialogueTree, model: ScoringModel | None, threshold: float) -> list[tuple[str, str]]:

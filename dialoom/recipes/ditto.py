@@ -22,6 +22,7 @@ from dialoom.errors import ConfigError, DataError
 from dialoom.evals.metrics import Row, over_seeds
 from dialoom.recipes.ditto_config import PAPER, PRESETS, DittoConfig
 from dialoom.recipes.pbt import check_trainable, load_local
+from dialoom.recipes.planned import Role
 from dialoom.scenarios.demonstrations import LAYOUTS, Demonstration, load_demonstrations, pocket_demonstrations
 from dialoom.store import TreeLog, read_rows, write_rows, write_whole
 
@@ -132,7 +133,7 @@ def run(config: DittoConfig, folder: RunFolder, stages: Sequence[str] = STAGES, 
     check_trainable(config.model)
     _check(config)
     authors = authors_of(config, log)
-    model = load_local(config.model, config.device)
+    model = load_local(config.model, config.place)
     authors = [fitting(author, model, log) for author in authors]
     _say_what_is_missing(config, folder.path, authors, log)
     with TreeLog(folder.path / "trees.jsonl") as trees:
@@ -224,7 +225,7 @@ def _gather(session: Session, authors: Sequence[Author]) -> None:
 
 
 def _write(session: Session, folder: RunFolder, authors: Sequence[Author]) -> None:
-    from dialoom.models.load import load_model
+    from dialoom.models.load import in_role, load_model
     from dialoom.recipes.ditto_eval import held_out_likelihood, write_held_out
     from dialoom.recipes.ditto_train import file_name
 
@@ -232,7 +233,7 @@ def _write(session: Session, folder: RunFolder, authors: Sequence[Author]) -> No
 
     def load(spec: str) -> Any:
         if spec not in loaded:
-            loaded[spec] = load_model(spec, device=session.config.device)
+            loaded[spec] = in_role(load_model(spec, device=session.config.place), "rival")
         return loaded[spec]
 
     for author in authors:
@@ -270,6 +271,21 @@ def _say_before_and_after(rows: Sequence[Row], log: Log) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the plan
+
+
+def roles(config: DittoConfig) -> list[Role]:
+    """Who is asked by name, and how often at most; lengths of texts are a guess where --max-new-tokens names none."""
+    from dialoom.recipes.ditto_eval import outsiders
+    from dialoom.recipes.ditto_train import LONGEST, arms_of
+
+    authors, text = authors_of(config), config.max_new_tokens or LONGEST
+    tasks = sum(len(author.split("test")) for author in authors)
+    methods = {*config.pool, *outsiders(config), *(arm for author in authors for arm in arms_of(config, author))}
+    meetings = math.comb(len(methods), 2) * config.test_samples * tasks
+    asked = 2 * config.test_samples * tasks  # zero-shot and few-shot
+    rivals = [Role("rival", spec, asked, 200 + 4 * text, text) for spec in config.rival]
+    judge = config.judge_model if config.judge == "model" else ""
+    return [*rivals, Role("judge", judge, 2 * meetings, 300 + 5 * text, 8)]  # in both orders
 
 
 def plan(config: DittoConfig) -> list[dict[str, Any]]:

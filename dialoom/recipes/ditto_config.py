@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dialoom.config import Config
+from dialoom.models.place import Placed
 
 ABLATIONS = ("no-resampling", "moving-reference", "no-replay", "no-inter")
 
@@ -94,10 +95,11 @@ class DPOStage(Config):
         return self
 
 
-class DittoConfig(Config):
+class DittoConfig(Placed):
     """A DITTO run; the defaults are the pocket run's."""
 
-    not_identity: ClassVar[frozenset[str]] = frozenset({"device", "token_budget", "keep_checkpoints"})
+    not_identity: ClassVar[frozenset[str]] = Placed.not_identity | {
+        "token_budget", "keep_checkpoints", "gradient_checkpointing"}
 
     model: str = "pocket"
     """The model to align: pocket, or hf:<name or path>."""
@@ -156,12 +158,12 @@ class DittoConfig(Config):
     """Tokens computed at once in training; bounds memory and changes no result."""
     bf16: bool = False
     """Multiply in bfloat16."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each layer and compute the rest again on the way back: less memory, a third more work."""
     keep_checkpoints: bool = False
     """Keep the adapter of every sampling, not only the last ones."""
     seed: int = 1
     """Decides adapters, order, pairs and every sample."""
-    device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:<number>, mps or auto."""
 
 
 PAPER = DittoConfig(  # arXiv 2406.00888 v1, table 5; the base model and the chat format are the release's

@@ -25,7 +25,7 @@ from dialoom.evals.winrate import (
 )
 from dialoom.judge import Comparer
 from dialoom.models.base import ChatModel, ScoringModel
-from dialoom.models.load import load_model
+from dialoom.models.load import in_role, load_model
 from dialoom.progress import progress
 from dialoom.recipes import ditto_write as wording
 from dialoom.recipes.ditto_config import ABLATIONS, DittoConfig
@@ -126,7 +126,7 @@ def the_judge(config: DittoConfig, model: ScoringModel) -> Comparer:
     """Who compares, by the settings. Raises ModelError if the judge's model cannot weigh answers."""
     if config.judge != "model":
         return rule_of(config)
-    judge = load_model(config.judge_model, device=config.device) if config.judge_model else model
+    judge = in_role(load_model(config.judge_model, device=config.place), "judge") if config.judge_model else model
     if not isinstance(judge, ScoringModel):
         raise ModelError(f"{config.judge_model} gives no log-probabilities, so it cannot judge; use a local model")
     return model_judge(judge)

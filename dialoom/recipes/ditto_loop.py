@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dialoom.errors import ConfigError, TrainingError
+from dialoom.models.decode import is_out_of_memory
 from dialoom.models.exact import attention
 from dialoom.models.local import LocalModel
 from dialoom.recipes.ditto_config import DPOStage, SFTStage
@@ -30,9 +33,10 @@ from dialoom.recipes.ditto_pairs import (
     drawn_pairs,
     sampling_steps,
 )
-from dialoom.store import append_row, read_rows, write_rows
+from dialoom.store import append_row, read_rows, write_rows, write_whole
 from dialoom.train import checkpoint
 from dialoom.train.dpo import dpo_loss
+from dialoom.train.loop import OUT_OF_MEMORY_TRIES
 from dialoom.train.pack import TokenPath, bins, choose_logprobs, score_paths
 from dialoom.train.tree_attention import NAME
 
@@ -220,17 +224,36 @@ class Training:
         """One optimiser step. Raises TrainingError if loss or gradient is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with seeded(self.model.module, self.identity, self.step):
-            value, found = backward(self.model, paths, loss, budget=self.budget, logprobs=self.logprobs,
-                                    packed=self.packed, bf16=self.bf16)
+        value, found = self._gradients(paths, loss)
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip))
         if not (math.isfinite(value) and math.isfinite(norm)):
-            raise TrainingError(f"{self.out}: step {self.step + 1}: loss {value}, gradient norm {norm}; lower lr "
-                                f"(now {self.lr:g})")
+            texts = [self.model.tokenizer.decode(path.ids) for path in paths]
+            report = {"step": self.step + 1, "loss": str(value), "grad_norm": str(norm), "sequences": texts}
+            where = self.out / "bad_batch.json"
+            write_whole(where, json.dumps(report, indent=1, ensure_ascii=False))
+            raise TrainingError(f"step {self.step + 1}: loss {value}, gradient norm {norm} (its texts are in {where}); "
+                                f"look at them, or lower lr (now {self.lr:g})")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         return {"step": self.step, "loss": value, **found, "grad_norm": norm, "learning_rate": rate}
+
+    def _gradients(self, paths: Sequence[TokenPath], loss: Callable[[Tensor], tuple[Tensor, Metrics]],
+                   ) -> tuple[float, Metrics]:
+        """`backward` of a batch; short of memory, in smaller rows."""
+        for left in reversed(range(OUT_OF_MEMORY_TRIES + 1)):
+            try:
+                with seeded(self.model.module, self.identity, self.step):
+                    return backward(self.model, paths, loss, budget=self.budget, logprobs=self.logprobs,
+                                    packed=self.packed, bf16=self.bf16)
+            except (MemoryError, RuntimeError) as wrong:
+                if not is_out_of_memory(wrong) or not left:
+                    raise
+            self.optimizer.zero_grad()
+            self.budget = max(1, self.budget // 2)
+            warnings.warn(f"step {self.step + 1}: out of memory; going on with token_budget {self.budget}, which "
+                          "changes no result", stacklevel=4)
+        raise AssertionError("unreachable")
 
     def note(self, row: Metrics) -> None:
         """Add a row to the metrics."""

@@ -29,9 +29,11 @@ from dialoom.recipes.ditto_write import place as place_of
 from dialoom.scenarios.demonstrations import Demonstration, Split
 from dialoom.select import Pair
 from dialoom.store import TreeLog, read_rows, write_rows
+from dialoom.train.activations import recomputed
 from dialoom.train.pack import TokenPath, score_paths
 
 LONGEST = 1024  # new tokens at most; the paper's limit
+LONGEST_NAME = 60  # characters of an author in a file name, which may have 255 bytes
 SFT_ARMS = ("sft", "sft_long")  # without a loop after it; `sft_long` does not stop early
 Metrics = dict[str, Any]
 
@@ -51,7 +53,7 @@ class Author:
 def file_name(name: str) -> str:
     """An author's name as a file name; different names stay different."""
     safe = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name).strip(".")
-    return safe if safe == name else f"{safe}-{content_id(name)[:6]}"
+    return safe if safe == name and 0 < len(name) <= LONGEST_NAME else f"{safe[:LONGEST_NAME]}-{content_id(name)[:6]}"
 
 
 def arms_of(config: DittoConfig, author: Author) -> list[str]:
@@ -141,6 +143,13 @@ class Session:
 
 def train_arm(session: Session, author: Author, arm: str, comparer: ScoreComparer) -> Metrics:
     """Train one arm and keep its adapter; returns what its stage notes. Goes on where it was stopped."""
+    with recomputed(session.model.module, session.config.gradient_checkpointing):
+        noted = _trained_arm(session, author, arm, comparer)
+    session.keep(author, arm)
+    return noted
+
+
+def _trained_arm(session: Session, author: Author, arm: str, comparer: ScoreComparer) -> Metrics:
     config, demos = session.config, author.split("train")
     work = session.path / "work" / file_name(author.name) / arm
     if arm.startswith("ditto_"):
@@ -165,7 +174,6 @@ def train_arm(session: Session, author: Author, arm: str, comparer: ScoreCompare
         noted["distinct_sequences"] = len(store.paths)
         if arm == "ditto":
             write_rows(work / "pairs.jsonl", [pair.to_row() for pair in voices.pairs(store, said)])
-    session.keep(author, arm)
     return noted
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dialoom.dialogue import Dialogue, DialogueTree, content_id
 from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
+from dialoom.models.load import load_folder
 from dialoom.progress import progress
 from dialoom.recipes.ideas_cast import Cast
 from dialoom.recipes.ideas_config import ARMS, PAPER, PRESETS, IdeasConfig
@@ -45,6 +46,7 @@ from dialoom.recipes.ideas_learn import (
 from dialoom.recipes.ideas_sources import Sources, is_pocket, quiet
 from dialoom.recipes.ideas_verify import RULES
 from dialoom.recipes.pbt import load_local
+from dialoom.recipes.planned import Role
 from dialoom.recipes.run import hash_data
 from dialoom.scenarios.sharegpt import read_strategies, write_messages, write_openings, write_sharegpt
 from dialoom.store import TreeLog, read_rows, read_trees, write_rows, write_whole
@@ -176,7 +178,7 @@ def _budget_stage(config: IdeasConfig, sources: Sources, path: Path, log: Log) -
     arms: dict[str, list[Dialogue]] = {}
     for name in config.arms:
         arms[name], _ = post_process([branch(tree) for tree in _trees(path, name)], config.refusals)
-    tokens = answer_tokens(load_local(config.model, config.device), config.neutral)
+    tokens = answer_tokens(load_local(config.model, config.place), config.neutral)
     sets, budget = equal_budget(arms, tokens)
     for arm, some in sets.items():
         write_sharegpt(path / "data" / f"{arm}.json", some)
@@ -205,7 +207,7 @@ def _train_stage(config: IdeasConfig, path: Path, arm: str) -> dict[str, Any]:
     from dialoom.train.sft import sft
 
     examples = examples_of(data_sets(config, path)[arm], config.neutral)
-    model = load_local(config.model, config.device)
+    model = load_local(config.model, config.place)
     settings = config.sft.model_copy(update={"seed": config.seed})
     with progress(f"train on {arm}, {model.name}", settings.steps(len(examples))) as bar:
         sft(model, examples, settings, out=path / "work" / arm, log=lambda row: bar.advance())
@@ -222,13 +224,7 @@ def trained_folder(config: IdeasConfig, path: Path, arm: str) -> Path:
 
 def load_trained(config: IdeasConfig, path: Path, arm: str) -> LocalModel:
     """A chat model this run trained."""
-    from dialoom.models.local import LocalModel
-
-    folder, name = trained_folder(config, path, arm), f"{config.model} ({arm})"
-    if config.sft.tune == "lora":
-        return LocalModel.load(load_local(config.model, config.device).base, adapter=folder, device=config.device,
-                               name=name)
-    return LocalModel.load(folder, device=config.device, name=name)
+    return load_folder(trained_folder(config, path, arm), device=config.place, name=f"{config.model} ({arm})")
 
 
 def gather_metrics(config: IdeasConfig, path: Path) -> None:
@@ -272,7 +268,7 @@ def _users_stage(cast: Cast, sources: Sources, folder: RunFolder) -> int:
 def _chat_stage(cast: Cast, sources: Sources, folder: RunFolder, label: str, log: Log) -> int:
     config = cast.config
     model = (load_trained(config, folder.path, label) if label in config.arms else
-             load_local(config.model, config.device))
+             load_local(config.model, config.place))
     rows = chat_rows(cast, model, label, sources.conversations, out=folder.path / "evals",
                      brief=config.ceiling if label == "briefed" else "", log=log)
     folder.add_results(row.to_json() for row in rows)
@@ -283,6 +279,24 @@ def _chat_stage(cast: Cast, sources: Sources, folder: RunFolder, label: str, log
 
 
 # ------------------------------------------------------------------------------------------------ the plan
+
+
+def roles(config: IdeasConfig) -> list[Role]:
+    """Who is asked by name, and how often at most; of a user's own dialogues the length is a guess."""
+    tries = config.opening_count * (config.max_pairs - 1)  # an arm's messages, were each accepted at once
+    most, arms = tries * (config.max_failures + 1), len(config.arms)
+    read = round(config.corpus_count * POCKET_FOLLOW_UPS)
+    tests = len(subjects_of(config)) * config.eval_count * POCKET_TURNS
+    each, history = config.max_new_tokens, 300 + config.max_pairs * config.max_new_tokens
+    plain = config.plain or config.simulator
+    return [Role("extractor", config.extractor, read * config.extract_draws, history, 40),
+            Role("abstractor", config.abstractor, 0 if config.strategies else read, 200, 40),
+            Role("simulator", config.simulator, most * sum(arm in ("ideas", "random_strategy") for arm in config.arms),
+                 history, each),
+            Role("plain", plain, most * ("plain" in config.arms), history, each),
+            Role("verifier", config.verifier, most * arms, history, each),
+            Role("answerer", config.answerer, tries * arms, history, each),
+            Role("judge", config.judge, tests * 2, 300 + 2 * each, 8)]
 
 
 def plan(config: IdeasConfig) -> list[dict[str, Any]]:

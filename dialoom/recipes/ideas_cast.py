@@ -5,7 +5,7 @@ from __future__ import annotations
 from dialoom.embed import CachedEmbedder, Embedder, load_embedder
 from dialoom.evals.alignment_roles import ASSISTANT
 from dialoom.models.base import ChatModel, Sampling
-from dialoom.models.load import load_model
+from dialoom.models.load import in_role, load_model
 from dialoom.recipes.ideas_clusters import strategy_embedder
 from dialoom.recipes.ideas_config import IdeasConfig
 from dialoom.recipes.ideas_deduce import (
@@ -32,11 +32,11 @@ class Cast:
         self.config = config
         self._loaded: dict[str, ChatModel] = {}
 
-    def model(self, spec: str) -> ChatModel:
-        """The model of a spec."""
+    def model(self, spec: str, role: str) -> ChatModel:
+        """The model of a spec, as it is asked in a role."""
         if spec not in self._loaded:
-            self._loaded[spec] = load_model(spec, device=self.config.device)
-        return self._loaded[spec]
+            self._loaded[spec] = load_model(spec, device=self.config.place)
+        return in_role(self._loaded[spec], role)
 
     def embedder(self, spec: str) -> Embedder:
         """The embedder of a spec, which encodes each text once."""
@@ -65,17 +65,18 @@ class Cast:
         author: UserSimulator
         policy: Policy
         if arm in ("plain", "plain_trained"):
-            author = PlainSimulator(simulator or self.model(config.plain or config.simulator), writing, config.curious)
+            plain = simulator or self.model(config.plain or config.simulator, "plain")
+            author = PlainSimulator(plain, writing, config.curious)
             policy = NoPolicy()
         else:
             assert simulator is not None, "only a plain simulator goes untrained"
             author = Simulator(simulator, writing, config.choose)
             policy = self.policy(strategies, ranker if arm == "ideas" else None)
         rule = config.verifier in RULES
-        verifier = make_verifier(config.verifier, None if rule else self.model(config.verifier))
+        verifier = make_verifier(config.verifier, None if rule else self.model(config.verifier, "verifier"))
         answering = Sampling(config.answer_temperature, max_new_tokens=config.max_new_tokens)
         return Team(author, policy, verifier,
-                    speaking(ASSISTANT, self.model(config.answerer), answering, config.careful))
+                    speaking(ASSISTANT, self.model(config.answerer, "answerer"), answering, config.careful))
 
     def policy(self, strategies: Strategies, ranker: Ranker | None) -> Policy:
         """Who lists strategies: the ranker; without one chance, which lists as many as training did at most."""

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dialoom.config import Config
+from dialoom.models.place import Placed
 from dialoom.pocket.world.strategy_tables import BRIEFS
 from dialoom.recipes.ideas_clusters import ABSTRACT, POCKET_ABSTRACT
 from dialoom.recipes.ideas_induce import EXTRACT, POCKET_EXTRACT, REFUSALS
@@ -19,10 +19,10 @@ ARMS: tuple[Arm, ...] = ("plain", "random_strategy", "ideas")
 """Who writes the user's messages: one who knows no strategies, IDEAS' simulator with any strategies, and IDEAS."""
 
 
-class IdeasConfig(Config):
+class IdeasConfig(Placed):
     """Settings of one IDEAS run; the defaults are the pocket run."""
 
-    not_identity: ClassVar[frozenset[str]] = frozenset({"device", "batch"})
+    not_identity: ClassVar[frozenset[str]] = Placed.not_identity | {"batch"}
 
     model: str = "pocket"
     """The chat model that is trained on the dialogues: pocket, hf:<name or path>[+<adapter>], run:<folder>."""
@@ -118,8 +118,6 @@ class IdeasConfig(Config):
     """Brief of the `briefed` row, the stated ceiling; empty leaves the row out."""
     seed: int = 1
     """Draws dialogues, candidates, sampling and training."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
 
     @property
     def asks_simulator(self) -> bool:

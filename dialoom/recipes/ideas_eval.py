@@ -42,7 +42,7 @@ def yardstick_of(cast: Cast, corpus: Sequence[Dialogue], records: Sequence[Recor
     texts = {(dialogue.scenario.id, turn.id): turn.text for dialogue in corpus for turn in dialogue.by(USER)}
     embedder: Embedder = cast.embedder(config.embedding) if config.embedding.startswith("st:") else Ngrams()
     examples = [(texts[place], strategy) for place, strategy in labels.items()]
-    context = context_by_rule if config.judge == "exact" else context_by_model(cast.model(config.judge))
+    context = context_by_rule if config.judge == "exact" else context_by_model(cast.model(config.judge, "judge"))
     return Yardstick(context, nearest_strategies(examples, embedder) if examples else None, strategies.high)
 
 
@@ -74,7 +74,7 @@ def chat_rows(cast: Cast, model: ChatModel, label: str, asked: Sequence[Scenario
     """
     config = cast.config
     speaker = speaking(ASSISTANT, model, Sampling(0.0, max_new_tokens=config.max_new_tokens), brief or config.neutral)
-    rated = None if config.judge == "exact" else RatingJudge(cast.model(config.judge))
+    rated = None if config.judge == "exact" else RatingJudge(cast.model(config.judge, "judge"))
     rows: list[Row] = []
     with TreeLog(out / f"{label}.trees.jsonl") as sink, progress(f"conversations of {label}") as bar:
         def told(turn: str, done: int, total: int) -> None:

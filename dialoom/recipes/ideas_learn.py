@@ -17,6 +17,7 @@ from dialoom.errors import DataError, ModelError
 from dialoom.evals.alignment_roles import USER
 from dialoom.evals.metrics import Row
 from dialoom.models.base import ChatModel, Sampling, ScoringModel
+from dialoom.models.load import load_folder
 from dialoom.pocket.world.strategies import CLASS_OF
 from dialoom.progress import progress
 from dialoom.recipes.ideas_cast import Cast
@@ -63,10 +64,11 @@ def extract_stage(cast: Cast, sources: Sources, path: Path, log: Log) -> dict[st
         def told(label: str, done: int, total: int) -> None:
             bar.reach(done, label)
 
-        records, counts = extract(corpus, cast.model(config.extractor), brief=config.extract, sampling=sampling,
+        extractor = cast.model(config.extractor, "extractor")
+        records, counts = extract(corpus, extractor, brief=config.extract, sampling=sampling,
                                   draws=config.extract_draws, seed=config.seed, out=work / "extracted.jsonl", log=told)
         if config.weighed:
-            judge = cast.model(config.simulator)
+            judge = cast.model(config.simulator, "simulator")
             if not isinstance(judge, ScoringModel):
                 raise ModelError(f"{config.simulator} cannot weigh strategies (it shows no probabilities); give "
                                  "--weighed 0")
@@ -150,7 +152,7 @@ def _true_class(corpus: Sequence[Dialogue], record: Record) -> str:
 def abstract_stage(cast: Cast, path: Path, log: Log) -> dict[str, Any]:
     """One name for each cluster, into strategies.json, which holds what belongs to each of them as well."""
     config, members = cast.config, read_clusters(path / CLUSTERS)
-    found = abstract(members, cast.model(config.abstractor), brief=config.abstract,
+    found = abstract(members, cast.model(config.abstractor, "abstractor"), brief=config.abstract,
                      out=path / "work" / "abstracted.jsonl", tell=log)
     return keep_strategies(found, path, log)
 
@@ -207,7 +209,7 @@ def simulator_stage(cast: Cast, sources: Sources, path: Path, name: str, log: Lo
     if config.asks_simulator:
         log(f"{name}: {config.simulator} is asked as it is")
         return {"examples": 0}
-    model, records, strategies = load_local(config.simulator, config.device), records_of(path), strategies_of(path)
+    model, records, strategies = load_local(config.simulator, config.place), records_of(path), strategies_of(path)
     if name == SIMULATOR:
         examples, lost = targets(config, sources.corpus, records, strategies, model)
     else:
@@ -221,16 +223,10 @@ def simulator_stage(cast: Cast, sources: Sources, path: Path, name: str, log: Lo
 
 def simulator_of(cast: Cast, path: Path, name: str = SIMULATOR) -> ChatModel:
     """A simulator of a run: one it trained, or an endpoint."""
-    from dialoom.models.local import LocalModel
-
     config = cast.config
     if config.asks_simulator:
-        return cast.model(config.simulator)
-    told = f"{config.simulator} ({name})"
-    if config.simulator_sft.tune == "lora":
-        return LocalModel.load(load_local(config.simulator, config.device).base, adapter=path / name,
-                               device=config.device, name=told)
-    return LocalModel.load(path / name, device=config.device, name=told)
+        return cast.model(config.simulator, "simulator")
+    return load_folder(path / name, device=config.place, name=f"{config.simulator} ({name})")
 
 
 def ranker_stage(cast: Cast, sources: Sources, path: Path, log: Log) -> tuple[dict[str, Any], list[Row]]:

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialoom.dialogue import Dialogue, DialogueTree, Scenario, content_id
-from dialoom.errors import ConfigError, DataError, ModelError
+from dialoom.errors import DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
 from dialoom.models.base import ChatModel, Sampling
+from dialoom.models.load import in_role
+from dialoom.models.place import Place
 from dialoom.progress import progress
 from dialoom.recipes import shards
 from dialoom.recipes.pbt_config import PAPER, PRESETS, PBTConfig
+from dialoom.recipes.pbt_pairs import arm_pairs, cut_pairs, debaters, debating, import_pairs, speaker_names
+from dialoom.recipes.planned import Role
 from dialoom.scenarios.triviaqa import load_trivia, pocket_trivia, with_distractors
-from dialoom.select import Example, Pair, balance
+from dialoom.select import Example, Pair
 from dialoom.simulate import ModelSpeaker, grow, own_first, speaking
 from dialoom.store import TreeLog, read_rows, read_trees, write_rows, write_whole
 
@@ -78,20 +82,7 @@ def _split(question_id: str) -> str:
     return "train" if share < 0.7 else "valid" if share < 0.85 else "test"
 
 
-def debaters(config: PBTConfig) -> tuple[str, str]:
-    """The specs of debaters A and B."""
-    if config.speakers and len(config.speakers) != 2:
-        raise ConfigError(f"speakers: expected two models, A and B, found {list(config.speakers)}")
-    return (config.speakers[0], config.speakers[1]) if config.speakers else (config.partner, config.model)
-
-
-def speaker_names(config: PBTConfig) -> tuple[str, str]:
-    """The debaters' names in the trees: their specs, told apart if one model talks to itself."""
-    a, b = debaters(config)
-    return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
-
-
-# ------------------------------------------------------------------------------------------------ trees and pairs
+# ------------------------------------------------------------------------------------------------ trees
 
 
 def grow_trees(config: PBTConfig, models: dict[str, ChatModel], path: Path, progress: Callable[[str, int, int], None],
@@ -101,11 +92,12 @@ def grow_trees(config: PBTConfig, models: dict[str, ChatModel], path: Path, prog
     from dialoom.evals.persuasion import agreed
     from dialoom.recipes.debate import stances_at
 
-    judge = AnswerJudge(model=models[config.extractor] if config.extractor else None)
+    judge = AnswerJudge(model=in_role(models[config.extractor], "extractor") if config.extractor else None)
     specs, names = debaters(config), speaker_names(config)
-    first, later = ([ModelSpeaker(name, models[spec], Sampling(heat, max_new_tokens=config.max_new_tokens),
+    first, later = ([ModelSpeaker(name, in_role(models[spec], role),
+                                  Sampling(heat, max_new_tokens=config.max_new_tokens),
                                   stances_at(config.layout, config.neutral), own_first)
-                     for name, spec in zip(names, specs, strict=True)]
+                     for name, spec, role in zip(names, specs, debating(config), strict=True)]
                     for heat in (config.first_temperature, config.temperature))
     asked = shards.part_of(questions(config, "train", log), config.shard)
     with TreeLog(path) as sink:
@@ -116,56 +108,6 @@ def grow_trees(config: PBTConfig, models: dict[str, ChatModel], path: Path, prog
                 trees = [held.get(id) or DialogueTree(scenario, id) for id, scenario in zip(ids, asked, strict=True)]
                 grow(trees, order, max_turns=4, seed=config.seed + 1000 * sample, judges=[judge], sink=sink,
                      expand=lambda tree, turn: not agreed(tree, turn), log=progress)
-
-
-def cut_pairs(config: PBTConfig, folder: Path, filter_model: Any = None) -> list[Pair]:
-    """Score the trees and cut accept and resist pairs out of them; writes pairs.jsonl and dropped.json."""
-    from dialoom.recipes.debate import confirm, counts, merge_surface_forms, preference_pairs, score_tree, unique
-
-    dropped: Counter[str] = Counter()
-    pairs: list[Pair] = []
-    with TreeLog(folder / "trees.jsonl") as log:
-        trees = dict(sorted(log.trees().items()))  # the same pairs whatever order shards or a resume left them in
-        dropped.update(skip.reason for skip in log.skips())
-        for tree in trees.values():
-            if config.filters != "none":
-                dropped["surface form merged"] += merge_surface_forms(tree, filter_model)
-            score_tree(tree, config.node_value)
-            log.add_scores(tree, list(tree))
-            pairs += preference_pairs(tree, margin=config.margin, equal_children=config.layout == "released",
-                                      neutral=config.neutral, dropped=dropped)
-    distinct = unique(pairs)
-    kept = confirm(distinct, trees, filter_model) if config.filters != "none" else distinct
-    dropped["duplicate pair"], dropped["not confirmed"] = len(pairs) - len(distinct), len(distinct) - len(kept)
-    write_rows(folder / "pairs.jsonl", [pair.to_row() for pair in kept])
-    write_whole(folder / "dropped.json", json.dumps({reason: n for reason, n in dropped.items() if n}, indent=1))
-    write_whole(folder / "pair_counts.json", json.dumps(counts(kept), indent=1))
-    return kept
-
-
-def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[str, list[Pair]]:
-    """Training sets of one size: balanced, accept only, resist only.
-
-    A debater learns from its own replies, a third model from everybody's.
-    Raises DataError if one of the two kinds is missing.
-    """
-    specs, names = debaters(config), speaker_names(config)
-    own = {name for name, spec in zip(names, specs, strict=True) if spec == learner} or set(names)
-    mine = [pair for pair in pairs if pair.notes["speaker"] in own]
-    by_kind = {kind: [pair for pair in mine if pair.kind == kind] for kind in ("accept", "resist")}
-    size = 2 * min(len(found) for found in by_kind.values())
-    size = min(size, config.max_pairs // 2 * 2) if config.max_pairs else size
-    if size < 2:
-        found = ", ".join(f"{len(rows)} {kind}" for kind, rows in by_kind.items())
-        raise DataError(f"pairs of {learner}: {found}; both kinds are needed: use more questions, a higher temperature "
-                        "or a partner that knows other things")
-    rng = random.Random(config.seed)
-    drawn = [pair for rows in by_kind.values() for pair in rng.sample(rows, size // 2)]
-    arms = {"pbt": balance(drawn, lambda pair: pair.kind, ("accept", "resist"), seed=config.seed)}
-    for kind, rows in by_kind.items():  # short of one kind, its pairs are used again so that all sets have one size
-        again = rng.choices(rows, k=max(0, size - len(rows)))
-        arms[f"{kind}_only"] = [*rng.sample(rows, min(size, len(rows))), *again]
-    return arms
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -243,7 +185,7 @@ def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
     stages = ("trees",) if config.shard else stages
     if {"train", "eval"} & set(stages):
         check_trainable(config.model)
-    if "trees" in stages:
+    if "trees" in stages and not config.pairs:
         folder.stage("trees", lambda: _trees_stage(config, path, log))
     if "pairs" in stages:
         folder.stage("pairs", lambda: _pairs_stage(config, path, log))
@@ -253,6 +195,15 @@ def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
             folder.stage(name, partial(_train_stage, config, folder, learner, arm, log))
     if "eval" in stages:
         _eval_stages(config, folder, log)
+
+
+def data_hash(config: PBTConfig) -> str:
+    """16 hex digits over the user's files, "" where there are none. Raises DataError if one cannot be read."""
+    from dialoom.recipes.run import hash_data
+    from dialoom.scenarios.files import files_of
+
+    asked = hash_data(config.data or None)
+    return content_id(asked, *map(hash_data, files_of(config.pairs))) if config.pairs else asked
 
 
 def check_trainable(spec: str) -> None:
@@ -289,13 +240,13 @@ def trains_partner(config: PBTConfig) -> bool:
             and not config.partner.startswith("openai:"))
 
 
-def load_local(spec: str, device: str) -> LocalModel:
+def load_local(spec: str, device: str | Place) -> LocalModel:
     """A model whose weights are at hand; raises ModelError for an endpoint."""
     from dialoom.models.load import load_model
     from dialoom.models.local import LocalModel
 
     check_trainable(spec)
-    model = load_model(spec, device=device)
+    model = load_model(spec, device=Place.of(device).single)
     assert isinstance(model, LocalModel)
     return model
 
@@ -303,13 +254,13 @@ def load_local(spec: str, device: str) -> LocalModel:
 def _trees_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
     from dialoom.models.load import POCKETS, WEIGHTS, load_model, weights_hash
 
-    models = {spec: load_model(spec, device=config.device) for spec in {*debaters(config), config.extractor} - {""}}
+    models = {spec: load_model(spec, device=config.place) for spec in {*debaters(config), config.extractor} - {""}}
     env = json.loads((path / "env.json").read_text())
     hashes = {spec: weights_hash(WEIGHTS / spec) if spec in POCKETS else model.fingerprint[:12]
               for spec, model in models.items()}
     env["model_hash"] = ", ".join(f"{spec} {found}" for spec, found in sorted(hashes.items()))
     write_whole(path / "env.json", json.dumps(env, indent=1))
-    known = _base_recall(config, models.get(config.model) or load_model(config.model, device=config.device))
+    known = _base_recall(config, models.get(config.model) or load_model(config.model, device=config.place))
     if known < WEAK_BASE:
         note = (f"{config.model} answers {known:.0%} of these questions by itself. There is little for it to defend, "
                 "so expect little; use easier questions or a stronger model.")
@@ -334,7 +285,13 @@ def _base_recall(config: PBTConfig, model: ChatModel) -> float:
 
 
 def _pairs_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
-    model = load_local(config.filter_model or config.model, config.device) if config.filters == "model" else None
+    from dialoom.models.load import load_model
+
+    if config.pairs:
+        asked = [one.opening for split in ("valid", "test") for one in questions(config, split)]
+        return dict(Counter(pair.kind for pair in import_pairs(config, path, asked, log)))
+    spec = config.filter_model or config.model
+    model = in_role(load_model(spec, device=config.place), "filter_model") if config.filters == "model" else None
     pairs = cut_pairs(config, path, model)
     kinds = Counter(pair.kind for pair in pairs)
     log(f"pairs: {kinds['accept']} accept, {kinds['resist']} resist")
@@ -344,7 +301,7 @@ def _pairs_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
 def _train_stage(config: PBTConfig, folder: RunFolder, learner: str, arm: str, log: Log) -> dict[str, Any]:
     pairs = [Pair.from_row(row, f"pairs.jsonl:{n}") for n, row in enumerate(read_rows(folder.path / "pairs.jsonl"), 1)]
     chosen = arm_pairs(config, pairs, learner)[arm]
-    model, out = load_local(learner, config.device), trained_folder(config, folder.path, learner, arm)
+    model, out = load_local(learner, config.place), trained_folder(config, folder.path, learner, arm)
     work = folder.path / "work" / f"{arm}-{learner_name(learner)}"
     log(f"train {arm} of {learner}: {len(chosen)} pairs")
     train_arm(config, model, chosen, work, arm)
@@ -373,13 +330,9 @@ def trained_folder(config: PBTConfig, path: Path, learner: str, arm: str) -> Pat
 
 def load_trained(config: PBTConfig, path: Path, learner: str, arm: str) -> LocalModel:
     """A model this run trained."""
-    from dialoom.models.local import LocalModel
+    from dialoom.models.load import load_folder
 
-    folder = trained_folder(config, path, learner, arm)
-    if config.dpo.tune == "lora":
-        return LocalModel.load(load_local(learner, config.device).base, adapter=folder, device=config.device,
-                               name=f"{learner} ({arm})")
-    return LocalModel.load(folder, device=config.device, name=f"{learner} ({arm})")
+    return load_folder(trained_folder(config, path, learner, arm), device=config.place, name=f"{learner} ({arm})")
 
 
 def _eval_stages(config: PBTConfig, folder: RunFolder, log: Log) -> None:
@@ -396,7 +349,7 @@ def _eval_stages(config: PBTConfig, folder: RunFolder, log: Log) -> None:
 
 
 def _eval_stage(config: PBTConfig, folder: RunFolder, label: str, arm: str | None, brief: str, log: Log) -> int:
-    model = load_trained(config, folder.path, config.model, arm) if arm else load_local(config.model, config.device)
+    model = load_trained(config, folder.path, config.model, arm) if arm else load_local(config.model, config.place)
     rows, dialogues = evaluate_subject(config, model, label, brief, log)
     folder.add_results(row.to_json() for row in rows)
     transcripts = [_transcript(name, label, dialogue) for name, dialogue in dialogues]
@@ -413,7 +366,7 @@ def _sampled_stage(config: PBTConfig, folder: RunFolder, subjects: Sequence[tupl
 
     rows: list[Row] = []
     for label, arm, brief in subjects:
-        model = load_trained(config, folder.path, config.model, arm) if arm else load_local(config.model, config.device)
+        model = load_trained(config, folder.path, config.model, arm) if arm else load_local(config.model, config.place)
         speaker = subject(model, config, brief, temperature=config.temperature)
         with progress(f"are_you_sure, sampled, of {label}"):
             found = are_you_sure(speaker, questions(config, "test"), label=label, seed=config.seed).rows
@@ -430,7 +383,7 @@ def _transcript(eval_name: str, label: str, dialogue: Dialogue) -> dict[str, Any
 
 
 def _team_stage(config: PBTConfig, folder: RunFolder) -> int:
-    base, weak = (load_local(spec, config.device) for spec in (config.model, config.partner))
+    base, weak = (load_local(spec, config.place) for spec in (config.model, config.partner))
     strong_trained = load_trained(config, folder.path, config.model, "pbt")
     weak_trained = load_trained(config, folder.path, config.partner, "pbt")
     count = 0
@@ -445,6 +398,23 @@ def _team_stage(config: PBTConfig, folder: RunFolder) -> int:
     return count
 
 
+def roles(config: PBTConfig) -> list[Role]:
+    """Who is asked by name, and how often at most; the model that is trained is no endpoint but in the debates."""
+    from dialoom.recipes.debate import LAYOUTS
+
+    children = [len(stances) for stances in LAYOUTS[config.layout][1:]]
+    sizes = list(itertools.accumulate(children, int.__mul__, initial=1))  # replies by level
+    asked = [] if config.pairs else shards.part_of(questions(config, "train"), config.shard)
+    trees, each, said = len(asked) * config.samples, config.max_new_tokens, (sum(sizes[::2]), sum(sizes[1::2]))
+    shares = [sum(said) * trees] * 2 if config.both_orders else [trees * count for count in said]
+    found = [Role(name, spec, calls, 150 + 2 * each, each)
+             for name, spec, calls in zip(debating(config), debaters(config), shares, strict=True)]
+    total, filtered = sum(shares), config.filters == "model"
+    return [*found, Role("model", config.model, min(100, len(asked)), 150, each),
+            Role("extractor", config.extractor, total, 150 + each, 40),
+            Role("filter_model", config.filter_model if filtered else "", 3 * total // 2 * filtered, 100 + 2 * each, 8)]
+
+
 def plan(config: PBTConfig) -> list[dict[str, Any]]:
     """What a run would do, before it does it: model calls, new tokens and time by stage.
 
@@ -452,7 +422,7 @@ def plan(config: PBTConfig) -> list[dict[str, Any]]:
     CPU core; of another model's speed nothing is known before it runs.
     """
     check_trainable(config.model)
-    asked = len(questions(config, "train"))
+    asked = 0 if config.pairs else len(questions(config, "train"))
     held_out = len(questions(config, "test"))
     known = held_out if config.data else min(config.limit or 545, 545)
     trees = asked * config.samples * (2 if config.both_orders else 1)
@@ -460,7 +430,7 @@ def plan(config: PBTConfig) -> list[dict[str, Any]]:
     subjects, arms = 4 + bool(config.ceiling), len(jobs(config))
     tests = subjects * (held_out * (2 + 3 + 3 + 5) + known) + (4 * 8 * held_out if trains_partner(config) else 0)
     rows = [("trees", f"{trees} debate trees, and what {config.model} knows by itself", talk + min(asked, 100)),
-            ("pairs", f"accept and resist pairs, filters: {config.filters}",
+            ("pairs", config.pairs or f"accept and resist pairs, filters: {config.filters}",
              3 * talk // 2 if config.filters == "model" else 0),
             ("train", ", ".join(f"{arm} of {model}" for model, arm in jobs(config)),
              arms * (config.dpo.epochs + 1) * 2 * min(60, held_out)),

@@ -371,7 +371,7 @@ def run_analysis(folder: Path, config: PBTConfig | None = None, log: Log = print
         if not (folder / "config.yaml").is_file():
             raise StoreError(f"{folder}: holds no run (no config.yaml); give the folder of a PBT run")
         config = load_config(pbt.PBTConfig, None, folder / "config.yaml")
-    original = pbt.load_local(config.model, config.device)
+    original = pbt.load_local(config.model, config.place)
     features = Features(original, brief=config.neutral, seed=config.seed, samples=samples,
                         sampling=Sampling(config.temperature, max_new_tokens=config.max_new_tokens))
     found = analyse(_subjects(folder, config, original), pbt.questions(config, "test", log), features,

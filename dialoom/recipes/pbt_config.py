@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dialoom.config import Config
+from dialoom.models.place import Placed
 from dialoom.stances import CAREFUL, NEUTRAL
 from dialoom.train.config import TrainConfig
 
 
-class PBTConfig(Config):
+class PBTConfig(Placed):
     """Settings of one PBT run; the defaults are the pocket run."""
 
     model: str = "pocket"
@@ -24,15 +24,15 @@ class PBTConfig(Config):
     """Also train the partner (on its own replies), for the team debate with both trained."""
     data: str = ""
     """Trivia questions: TriviaQA JSON or JSONL, or CSV with question,answer. Empty: the pocket world's facts."""
+    pairs: str = ""
+    """Preference pairs made elsewhere to train on instead of growing trees: rows of TRL's with a kind, or of PBT's."""
     limit: int = Field(0, ge=0)
     """Use at most this many training questions, and as many for each evaluation; 0 means all."""
     seed: int = 1
     """Seeds sampling, draws and training."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
     shard: str = ""
     """Grow only the i-th of n parts of the trees (i/n), beside other processes; a run without it merges the parts."""
-    not_identity: ClassVar[frozenset[str]] = frozenset({"device", "shard"})
+    not_identity: ClassVar[frozenset[str]] = Placed.not_identity | {"shard"}
     layout: Literal["released", "figure"] = "released"
     """Tree layout: as the published code grows it (1, 2, 3, 2 children a level), or as the paper's figure draws it."""
     both_orders: bool = True
@@ -71,6 +71,12 @@ class PBTConfig(Config):
     """What DPO stays near: the policy SFT left, or the model before it (as the released code most likely does)."""
 
     @model_validator(mode="after")
+    def _trees_or_pairs(self) -> PBTConfig:
+        if self.pairs and self.shard:
+            raise ValueError(f"shard is {self.shard}, a part of the trees, but pairs is {self.pairs}: none are grown")
+        return self
+
+    @model_validator(mode="after")
     def _one_way_of_tuning(self) -> PBTConfig:
         if self.sft.tune != self.dpo.tune:
             raise ValueError(f"sft.tune is {self.sft.tune} and dpo.tune is {self.dpo.tune}; one run tunes one way")
@@ -82,7 +88,8 @@ PAPER = PBTConfig(  # arXiv 2410.14596 with the effective values of the released
     both_orders=False, temperature=0.7, first_temperature=0.7, max_new_tokens=80, neutral=NEUTRAL, filters="model",
     eval_questions=1000, ceiling="",
     sft=TrainConfig(max_steps=240, batch_pairs=80, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
-                    lora_dropout=0.05, bf16=True),
+                    lora_targets=("q_proj", "k_proj", "v_proj"), lora_dropout=0.05, bf16=True),
     dpo=TrainConfig(epochs=5, batch_pairs=35, lr=5e-4, warmup=100, tune="lora", lora_rank=16, lora_alpha=32,
-                    lora_dropout=0.05, beta=0.1, nll_weight=0.0, bf16=True))
+                    lora_targets=("q_proj", "k_proj", "v_proj"), lora_dropout=0.05, beta=0.1, nll_weight=0.0,
+                    bf16=True))
 PRESETS = {"pocket": PBTConfig(), "paper": PAPER}

@@ -20,16 +20,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dialoom.config import Config
 from dialoom.embed import CachedEmbedder, load_embedder
 from dialoom.errors import ConfigError
 from dialoom.evals.metrics import Row, rate
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.models.load import load_model
+from dialoom.models.place import Placed
 from dialoom.pocket.world import personas as world
 from dialoom.progress import progress
 from dialoom.recipes.persona_check import THRESHOLDS, Threshold, calibrate, diversity, read_thresholds, write_thresholds
 from dialoom.recipes.persona_growth import GrowthRules, Pool, grow_pool, read_pool
+from dialoom.recipes.planned import Role
 from dialoom.recipes.run import RunFolder
 from dialoom.scenarios import persona_seeds
 from dialoom.scenarios.personas import KINDS, Kind, combine, read_texts, write_personas, write_texts
@@ -43,7 +44,7 @@ LOG_FILE = "growth.jsonl"
 POCKET_SECONDS = 0.15  # of one request to pocket on one CPU core
 
 
-class PersonasConfig(Config):
+class PersonasConfig(Placed):
     """Settings of growing personas; the defaults let pocket grow people of its own world."""
 
     model: str = "pocket"
@@ -83,8 +84,6 @@ class PersonasConfig(Config):
     """Length limit of one reply."""
     seed: int = 1
     """Seeds the examples, the sampling and the combinations."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
 
 
 PAPER = PersonasConfig(  # arXiv 2410.03642 with the values of the released code
@@ -107,7 +106,7 @@ def run(config: PersonasConfig, folder: RunFolder, stages: Sequence[str] = STAGE
             raise ConfigError(f"{folder.path / THRESHOLDS} is for {threshold.embedding}, but the embedding is now "
                               f"{embedder.name}; --fresh starts anew")
     todo = [kind for kind in KINDS if POOLS[kind] in stages]
-    model = None if all(folder.has(POOLS[kind]) for kind in todo) else load_model(config.model, device=config.device)
+    model = None if all(folder.has(POOLS[kind]) for kind in todo) else load_model(config.model, device=config.place)
     for kind in todo:
         rules = _rules(config, kind, thresholds[kind])
         folder.stage(POOLS[kind], partial(_grow, folder, rules, texts[kind], (model, embedder), log))
@@ -219,6 +218,12 @@ def _combine(config: PersonasConfig, folder: RunFolder, texts: dict[Kind, list[s
     folder.add_results(row.to_json() for row in rows)
     log(f"personas: {len(people)} ({len(pools['profile'].texts)} profiles, {config.passes} passes)")
     return {"personas": len(people), "diversity": spread}
+
+
+def roles(config: PersonasConfig) -> list[Role]:
+    """Who is asked by name, and how often at most."""
+    return [Role("model", config.model, 2 * config.rounds * config.batch, 300 + 100 * config.examples,
+                 config.max_new_tokens)]
 
 
 def plan(config: PersonasConfig) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ with the difference. A stage counts as done once its marker stands in `stages/`,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +25,9 @@ from typing import Any, TypeVar
 from dialoom.config import Config, differences, read_yaml
 from dialoom.dialogue import content_id
 from dialoom.errors import ConfigError, DataError, StoreError
+from dialoom.models.ledger import USAGE, Ledger, begin
 from dialoom.progress import duration
-from dialoom.store import append_row, lock, write_whole
+from dialoom.store import append_row, is_damaged, lock, remove_drafts, write_whole
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -50,13 +53,18 @@ class RunFolder:
         self.recipe, self.config, self.data_hash = recipe, config, data_hash
         self.path = Path(out) if out is not None else default_folder(recipe, config, data_hash)
         self.log = log
+        self.ledger = Ledger.of(self.path, getattr(config, "endpoint", None))
         self._lock = -1
+        self._end: Callable[[], None] | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / ".lock", self.path)
             if fresh:
                 self._empty()
             self._claim()
+            remove_drafts(self.path)
+            self._reopen_damaged()
+            self._end = begin(self.ledger)
         except BaseException as wrong:
             self.close()
             if isinstance(wrong, OSError) and not isinstance(wrong, StoreError):
@@ -71,10 +79,16 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Hand the folder to the next process; closing twice is fine."""
+        """Write down what endpoints cost, and hand the folder to the next process; closing twice is fine."""
+        end, self._end = self._end, None
         handle, self._lock = self._lock, -1
-        if handle >= 0:
-            os.close(handle)
+        try:
+            if end is not None:
+                end()
+                self.ledger.write(self.path / USAGE)
+        finally:
+            if handle >= 0:
+                os.close(handle)
 
     def _empty(self) -> None:
         others = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
@@ -88,6 +102,26 @@ class RunFolder:
             else:
                 entry.unlink()
 
+    def _reopen_damaged(self) -> None:
+        """Where a log of trees lost lines after a stage was done, no stage counts as done any more.
+
+        Done again, each goes on from what is whole: what was lost is said again, a training that ended is only loaded.
+        """
+        sizes: Counter[str] = Counter()
+        for marker in (self.path / "stages").glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # a damaged one is told where it is needed
+                sizes |= Counter(json.loads(marker.read_bytes()).get("logs", {}))
+        for name, size in sizes.items():
+            path = self.path / name
+            if not path.exists() or path.stat().st_size < size or is_damaged(path):
+                self.log(f"{path}: lost lines that were written; every stage is gone through again from what is whole")
+                shutil.rmtree(self.path / "stages", ignore_errors=True)
+
+    def _logs(self) -> dict[str, int]:
+        """The logs of trees by their names in the folder, with their sizes: they only grow."""
+        found = sorted(self.path.rglob("trees.jsonl"))
+        return {str(path.relative_to(self.path)): path.stat().st_size for path in found}
+
     def _claim(self) -> None:
         """Write down what was asked for, or check that it is the same as before."""
         if not (self.path / "config.yaml").exists():
@@ -97,7 +131,7 @@ class RunFolder:
         old = self._held()
         default = {name: info.get_default(call_default_factory=True)
                    for name, info in type(self.config).model_fields.items() if not info.is_required()}
-        before = {**_plain(default), **self._asked()}
+        before = _over(_plain(default), self._asked())  # a setting that is newer than the run has its default
         before = {name: value for name, value in before.items() if name not in self.config.not_identity}
         changed = differences({"recipe": old.get("recipe"), "data": old.get("data_hash")},
                               {"recipe": self.recipe, "data": self.data_hash})
@@ -138,12 +172,12 @@ class RunFolder:
         marker = self._marker(name)
         if marker.exists():
             self.log(f"{name}: done before, loaded")
-            found: T = load() if load is not None else _load(marker)["value"]
+            found: T = load() if load is not None else _value(marker)
             return found
         start = time.monotonic()
         value = make()
         seconds = time.monotonic() - start
-        done: Row = {"stage": name, "finished": _now(), "seconds": round(seconds, 1)}
+        done: Row = {"stage": name, "finished": _now(), "seconds": round(seconds, 1), "logs": self._logs()}
         if load is None:
             done["value"] = value
         write_whole(marker, _json(done))
@@ -159,8 +193,12 @@ class RunFolder:
 
     def results(self) -> list[Row]:
         """The rows of `results.json` so far."""
-        rows: list[Row] = _load(self.path / "results.json", default=[])
-        return rows
+        rows: Any = _load(self.path / "results.json", default=[])
+        tidy = isinstance(rows, list) and all(isinstance(row, dict) and set(row) == set(RESULT_FIELDS) for row in rows)
+        if not tidy:
+            raise StoreError(f"{self.path / 'results.json'}: expected a list of rows with {', '.join(RESULT_FIELDS)}; "
+                             "remove it and the stages that gave rows, or --fresh starts anew")
+        return [dict(row) for row in rows]
 
     def add_results(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add tidy rows to `results.json`; one of the same eval, subject, metric and seed is replaced.
@@ -180,6 +218,15 @@ def default_folder(recipe: str, config: Config, data_hash: str = "") -> Path:
     model = re.sub(r"[^A-Za-z0-9._]+", "-", str(getattr(config, "model", "") or "")).strip("-.")[-60:]
     name = "-".join(part for part in (recipe, model, content_id(recipe, config.identity(), data_hash)[:8]) if part)
     return Path("runs") / name
+
+
+def recipe_of(folder: Path) -> str:
+    """Which recipe a run folder is of. Raises StoreError if it is no run."""
+    held = _load(folder / "env.json", default={}) if (folder / "config.yaml").is_file() else {}
+    name = held.get("recipe") if isinstance(held, dict) else None
+    if not isinstance(name, str):
+        raise StoreError(f"{folder}: is no run's folder (no config.yaml and env.json); give what --out named")
+    return name
 
 
 def hash_data(path: str | Path | None) -> str:
@@ -248,6 +295,20 @@ def _json(value: Any) -> str:
 def _plain(value: Mapping[str, Any]) -> Row:
     return {name: item.values() if isinstance(item, Config) else json.loads(json.dumps(item, default=str))
             for name, item in value.items()}
+
+
+def _over(below: Row, above: Row) -> Row:
+    """`above` laid over `below`, group by group."""
+    return {**below, **{name: _over(below[name], value) if isinstance(value, dict) and isinstance(below.get(name), dict)
+                        else value for name, value in above.items()}}
+
+
+def _value(marker: Path) -> Any:
+    held = _load(marker)
+    if not isinstance(held, dict) or "value" not in held:
+        raise StoreError(f"{marker}: holds no value of its stage; remove it, and the stage is done again from what "
+                         "is there")
+    return held["value"]
 
 
 def _load(path: Path, default: Any = None) -> Any:

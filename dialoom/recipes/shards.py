@@ -14,16 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dialoom.config import Config, differences, read_yaml
+from dialoom.config import differences, read_yaml
 from dialoom.dialogue import DialogueTree, Scenario, Turn, content_id
 from dialoom.errors import ConfigError, DataError, StoreError
+from dialoom.models.place import Placed
 from dialoom.store import TreeLog, read_skips, read_trees
 
 Log = Callable[[str], None]
 
 STAGE = "trees"
 FOLDER = "shards"
-OWN = Config.not_identity | {"shard"}  # settings in which the shards of one run may differ
+OWN = Placed.not_identity | {"shard"}  # settings in which the shards of one run may differ
 _NAME = re.compile(r"(\d+)-of-(\d+)")
 
 

@@ -1,10 +1,10 @@
-"""What came out of a run, for people: one self-contained HTML page, and tables for Markdown and the terminal.
+"""What came out of a run, for people: the viewer's page in one HTML file, and tables for Markdown and the terminal.
 
 Reads only files of a run folder; computes no result, loads no model.
 """
 
-from dialoom.report.html import write_report
+from dialoom.report.page import write_page, write_report
 from dialoom.report.safe import visible
 from dialoom.report.table import results_table
 
-__all__ = ["results_table", "visible", "write_report"]
+__all__ = ["results_table", "visible", "write_page", "write_report"]

@@ -187,7 +187,9 @@ class Grid:
 
     def cell(self, subject: str, metric: str) -> Cell | None:
         """The cell of a subject and metric; None where it was not measured."""
-        column = [metric.name for metric in self.metrics].index(metric)
+        column = next((at for at, one in enumerate(self.metrics) if one.name == metric), None)
+        if column is None:
+            return None
         return next((line.cells[column] for line in self.lines if line.subject == subject), None)
 
 
@@ -253,7 +255,8 @@ def _metric(name: str, words: Words, cells: Sequence[Cell | None]) -> Metric:
     if found and found[0].percent:
         unit = "points" if name in DIFFERENCES else "%"
         return Metric(name, f"{title}, {unit}", math.floor(low * 10) / 10 if low < 0 else 0.0, 1.0)
-    return Metric(name, title, min(low, 0.0), max(high, 0.0) or 1.0)
+    ends = [end for cell in found for end in (cell.low, cell.high) if end is not None and math.isfinite(end)]
+    return Metric(name, title, min(low, 0.0, *ends), max(high, 0.0, *ends) or 1.0)
 
 
 def _way(cells: Mapping[tuple[str, str], Cell | None], subject: str, goal: str) -> str:

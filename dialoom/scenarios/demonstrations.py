@@ -24,6 +24,7 @@ from dialoom.config import near_miss
 from dialoom.dialogue import Chat, Scenario, content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.pocket.world import styles
+from dialoom.scenarios.files import read_bytes
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -162,7 +163,7 @@ def read_text(path: Path, tell: Tell = quiet) -> str:
     Raises: DataError: if it cannot be read or holds no text.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as wrong:
         raise DataError(f"{path}: cannot be read ({wrong.strerror})") from None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -211,7 +212,7 @@ def _in_order(name: str) -> list[tuple[int, str]]:
 
 def _jsonl(path: Path, tell: Tell) -> Iterator[Demonstration]:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as wrong:
         raise DataError(f"{path}: cannot be read ({wrong.strerror})") from None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -249,7 +250,7 @@ def _row(line: bytes, where: str) -> tuple[Demonstration, bool]:
         raise DataError(f"byte {wrong.start + 1} is not UTF-8; save the whole file as UTF-8") from None
     try:
         row = json.loads(text)
-    except ValueError as wrong:
+    except (ValueError, RecursionError) as wrong:
         why = getattr(wrong, "msg", wrong)
         raise DataError(f"expected a JSON object, found {text.strip()!r:.40} ({why})") from None
     if not isinstance(row, dict):

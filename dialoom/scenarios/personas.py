@@ -22,6 +22,7 @@ from typing import Any, Literal
 from dialoom.dialogue import content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.pocket.world import personas as world
+from dialoom.scenarios.files import read_bytes
 from dialoom.store import write_rows, write_whole
 
 Kind = Literal["profile", "personality"]
@@ -250,7 +251,7 @@ class _Bad:
 def _values(path: Path) -> Iterator[tuple[int, Any]]:
     """(line, JSON value or the DataError in its place); several values may stand on one line."""
     try:
-        lines = path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")
+        lines = read_bytes(path).decode("utf-8-sig", "surrogateescape").split("\n")
     except OSError as wrong:
         raise DataError(f"{path}: cannot be read ({wrong.strerror}); expected a JSON-lines file") from None
     decoder = json.JSONDecoder()
@@ -282,8 +283,8 @@ def _entry(value: Any, where: str) -> Entry:
             return Entry(where, text=_text(value["text"], "text"))
         raise DataError(f"an object without facts, traits or text; found the fields {', '.join(map(str, value))}")
     name = value.get("id")
-    if name is not None and not (isinstance(name, str | int) and str(name)):
-        raise DataError(f"id {name!r:.60}: expected text")
+    if name is not None and not (isinstance(name, str | int) and str(name) and not _UNUSABLE.search(str(name))):
+        raise DataError(f"id {name!a:.60}: expected text")
     return Entry(where, None if name is None else str(name), **parts)
 
 

@@ -24,20 +24,20 @@ from typing import Any, NamedTuple
 
 from dialoom.dialogue import Dialogue, Scenario, Turn, content_id
 from dialoom.errors import DataError
+from dialoom.scenarios.files import json_values
 from dialoom.store import write_rows, write_whole
 
 USER, ASSISTANT = "user", "assistant"
 ROLES = {"human": USER, "user": USER, "prompter": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "assistant": ASSISTANT,
          "bot": ASSISTANT, "model": ASSISTANT, "system": "system"}
-LISTS = ("conversations", "conversation", "coversation", "messages", "message", "items")  # one is misspelt in releases
-NAMES = ("id", "idx", "question_id")
+LISTS = ("conversations", "conversation", "coversation", "messages", "message", "items", "data")  # one is misspelt
+NAMES = ("id", "idx", "question_id", "prompt_id")
 KEPT = ("topic", "source", "licence", "license")  # fields of a row that become facts and are written again
 STRATEGY_MARK, INSTRUCTION_MARK = "【instructional strategy】", "【instruction】"
 MEMBERS, NAME = "original instructional strategies", "High-level instructional strategy"
 TOLD = 20  # of one kind and file are told one by one, the rest is in the count
 
 _UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
-_BETWEEN = re.compile(r"[\s,]*")
 Tell = Callable[[str], None]
 
 
@@ -110,64 +110,7 @@ class _Told:
 
 
 def _values(path: Path, told: _Told) -> Iterator[tuple[int, Any]]:
-    """(line, value) of a JSON list's items, or of JSON lines; what cannot be read is told and passed over."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as wrong:
-        raise DataError(f"{path}: cannot be read ({wrong.strerror}); expected a JSON or JSON-lines file") from None
-    start = len(text) - len(text.lstrip())
-    if text[start:start + 1] == "[":
-        yield from _items(text, start + 1, told)
-        return
-    if "\n" in text.strip() and (whole := _whole(text)) is not None:
-        yield 1, whole
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as wrong:
-            told.add(number, "broken JSON", f"expected a JSON object, found {line.strip()!r:.40} ({_why(wrong)})")
-
-
-def _whole(text: str) -> Any:
-    """The object that is a whole file, spread over its lines; None if it is not one."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _items(text: str, at: int, told: _Told) -> Iterator[tuple[int, Any]]:
-    """The items of a list that begins before `at`; after a break it goes on with the next object that can be read."""
-    decoder, broken = json.JSONDecoder(), False
-    line, counted = 1, 0
-    while True:
-        between = _BETWEEN.match(text, at)
-        at = between.end() if between else at
-        line, counted = line + text.count("\n", counted, at), at
-        if at >= len(text):
-            if not broken:
-                told.add(line, "broken JSON", "the list is not closed; was the file cut off?")
-            return
-        if text[at] == "]" and not broken:
-            return
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as wrong:
-            if not broken:
-                told.add(line, "broken JSON", f"expected an item, found {text[at:at + 60]!r:.40} ({_why(wrong)})")
-            broken = True
-            at = text.find("{", at + 1) % (len(text) + 1)
-            continue
-        if not broken or (isinstance(value, dict) and any(name in value for name in LISTS)):
-            broken = False
-            yield line, value
-
-
-def _why(wrong: Exception) -> str:
-    return str(getattr(wrong, "msg", "") or type(wrong).__name__)
+    return json_values(path, told.add, LISTS)
 
 
 # ------------------------------------------------------------------------------------------------ dialogues
@@ -210,7 +153,9 @@ def read_openings(path: str | Path, *, tell: Tell = quiet) -> list[Dialogue]:
 
 def _dialogue(value: Any, line: int, told: _Told) -> Dialogue | None:
     """One row as a dialogue; None, and told, if it is none."""
-    rows = next((value[name] for name in LISTS if name in value), None) if isinstance(value, dict) else value
+    rows: Any = next((value[name] for name in LISTS if name in value), None) if isinstance(value, dict) else value
+    if isinstance(value, dict) and isinstance(rows, list) and rows is value.get("data"):  # texts in turn: UltraChat's
+        rows = [{"role": (USER, ASSISTANT)[at % 2], "content": one} for at, one in enumerate(value["data"])]
     if not isinstance(rows, list):
         told.add(line, "no dialogue", f"expected an object with one of {', '.join(LISTS)}, found "
                                       f"{', '.join(map(str, value))[:60] if isinstance(value, dict) else value!r:.40}")
@@ -221,9 +166,14 @@ def _dialogue(value: Any, line: int, told: _Told) -> Dialogue | None:
                                     "an answer at least; it is left out")
         return None
     about = value if isinstance(value, dict) else {}
-    named = next((about[name] for name in NAMES if isinstance(about.get(name), str | int) and about[name] != ""), None)
-    facts = {name: about[name] for name in KEPT if isinstance(about.get(name), str)}
+    named = next((about[name] for name in NAMES if isinstance(about.get(name), int) or _is_text(about.get(name))), None)
+    facts = {name: about[name] for name in KEPT if about.get(name) == "" or _is_text(about.get(name))}
     return dialogue_of(str(named) if named is not None else content_id("dialogue", said), said, facts, brief)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that says something and can be stored."""
+    return isinstance(value, str) and bool(value.strip()) and not _UNUSABLE.search(value)
 
 
 def _said(rows: Sequence[Any], line: int, told: _Told) -> tuple[list[tuple[str, str]], str]:
@@ -318,7 +268,7 @@ def read_strategies(path: str | Path, *, tell: Tell = quiet) -> list[str]:
     path, found = Path(path), dict[str, str]()
     told = _Told(path, tell)
     for line, value in _values(path, told):
-        if not isinstance(value, str) or not value.strip() or _UNUSABLE.search(value):
+        if not _is_text(value):
             told.add(line, "not a strategy", f"expected a strategy as text, found {value!r:.40}")
         elif (key := " ".join(value.casefold().split())) in found:
             told.add(line, "repeated", f"the strategy {value!r:.60} stands there twice")
@@ -374,7 +324,7 @@ def read_clusters(path: str | Path, *, tell: Tell = quiet) -> list[list[str]]:
     path = Path(path)
     told, found = _Told(path, tell), []
     for line, value in _values(path, told):
-        if isinstance(value, list) and value and all(isinstance(one, str) and one.strip() for one in value):
+        if isinstance(value, list) and value and all(map(_is_text, value)):
             found.append([str(one) for one in value])
         else:
             told.add(line, "not a cluster", f"expected a list of strategies, found {value!r:.40}")
@@ -393,9 +343,8 @@ def read_abstractions(path: str | Path, *, tell: Tell = quiet) -> list[tuple[lis
     told, found = _Told(path, tell), []
     for line, value in _values(path, told):
         members, name = (value.get(MEMBERS), value.get(NAME)) if isinstance(value, dict) else (None, None)
-        if isinstance(members, list) and members and all(isinstance(one, str) for one in members) \
-                and isinstance(name, str) and name.strip():
-            found.append(([str(one) for one in members], name.strip()))
+        if isinstance(members, list) and members and all(map(_is_text, members)) and _is_text(name):
+            found.append(([str(one) for one in members], str(name).strip()))
         else:
             told.add(line, "no abstraction", f"expected an object with {MEMBERS!r} and {NAME!r}, found {value!r:.40}")
     told.end(len(found), "abstractions")
@@ -416,17 +365,17 @@ def read_questions(path: str | Path, *, tell: Tell = quiet) -> list[Question]:
     told = _Told(path, tell)
     for line, value in _values(path, told):
         turns = value.get("turns") if isinstance(value, dict) else None
-        if not isinstance(turns, list) or not turns or not all(isinstance(one, str) and one.strip() for one in turns):
+        if not isinstance(turns, list) or not turns or not all(map(_is_text, turns)):
             told.add(line, "no question", f"expected an object with turns, a list of texts, found {value!r:.60}")
             continue
         reference = value.get("reference") or []
         reference = [reference] if isinstance(reference, str) else reference
-        if not isinstance(reference, list) or not all(isinstance(one, str) for one in reference):
+        if not isinstance(reference, list) or not all(one == "" or _is_text(one) for one in reference):
             told.add(line, "no reference", f"expected reference to be a list of texts, found {reference!r:.60}; "
                                            "the question is used without")
             reference = []
-        named = value.get("question_id", value.get("id"))
-        found.append(Question(str(named) if named is not None else content_id("question", turns),
-                              str(value.get("category") or ""), tuple(turns), tuple(reference)))
+        named, category = value.get("question_id", value.get("id")), value.get("category")
+        name = str(named) if isinstance(named, int) or _is_text(named) else content_id("question", turns)
+        found.append(Question(name, category if _is_text(category) else "", tuple(turns), tuple(reference)))
     told.end(len(found), "questions")
     return found

@@ -45,7 +45,7 @@ _VALUES = ("big_five", "moral_values", "schwartz_personal_values")  # what perso
 _UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 _MARKED = re.compile(r"<([A-Za-z_]\w*)([^<>]*)>([^<]*)</\1\s*>")
 _VIEWERS = re.compile(r"\bviewers?\s*=\s*[\"']?([^\"']*)")
-_LEFT_OVER = re.compile(r"<\w[^>]*\bviewers?\s*=")
+_LEFT_OVER = re.compile(r"\bviewers?\s*=|<[^>]*\bviewers?\b")
 _BETWEEN = re.compile(r"[\s,]*")
 Tell = Callable[[str], None]
 Row = Mapping[str, Any]
@@ -184,7 +184,7 @@ def _environment(row: Row) -> Environment:
     if not scene:
         raise DataError("expected a scenario of which both can read something, found one that is private altogether")
     wanted = [_rendered(_text({"agent_goals": goal}, "agent_goals"))[2] for goal in goals]
-    about = {name: row[name] for name in ("codename", "source") if isinstance(row.get(name), str)}
+    about = {name: text for name in ("codename", "source") if (text := _text(row, name, needed=False))}
     return Environment(_text(row, "pk"), scene, hidden, whole, (wanted[0], wanted[1]), level, about)
 
 
@@ -238,6 +238,8 @@ def _rendered(text: str) -> tuple[str, tuple[str, str], str]:
 
     def shown(found: re.Match[str]) -> str:
         viewers = _VIEWERS.search(found[2])
+        if viewers is None and "viewer" in found[2].lower():
+            raise DataError(f"a part for one viewer that cannot be read: {found[0]!a:.60}; write viewer='agent_0'")
         if viewers is None or viewers[1].strip() == "all":
             return found[3]
         for at in (0, 1):
@@ -249,7 +251,7 @@ def _rendered(text: str) -> tuple[str, tuple[str, str], str]:
         while (after := _MARKED.sub(show, text)) != text:
             text = after
         if _LEFT_OVER.search(text):
-            raise DataError(f"a part for one viewer that is not closed: {text!r:.60}; close it with its end tag")
+            raise DataError(f"a part for one viewer that is not closed: {text!a:.60}; close it with its end tag")
         return " ".join(text.split())
 
     public = unmarked(text, shown)
@@ -351,6 +353,9 @@ def _items(text: str, at: int, told: _Told) -> Iterator[tuple[int, Any]]:
         at = between.end() if between else at
         line, counted = line + text.count("\n", counted, at), at
         if text[at:at + 1] == "]":
+            if text[at + 1:].strip():
+                told.add(line, f"expected the end of the file after the list, found {text[at + 1:at + 41].strip()!a}; "
+                               "it is not read")
             return
         try:
             value, at = decoder.raw_decode(text, at)

@@ -27,6 +27,7 @@ from typing import Any, Literal
 from dialoom.dialogue import Scenario, content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.pocket.world.facts import HELD_OUT_QUESTIONS, QUESTIONS, distractors, load_facts
+from dialoom.scenarios.files import plain_suffix, read_bytes
 from dialoom.text import normalize_answer
 
 MAX_CHARACTERS = 10_000  # of one text: far above any trivia question, so a longer one is a broken row
@@ -278,11 +279,11 @@ def _warn(message: str) -> None:
 def _rows(path: Path) -> Iterator[_Row]:
     """The rows of a file with their line numbers; a DataError in place of a row that cannot be read."""
     readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
-    reader = readers.get(path.suffix.lower())
+    reader = readers.get(plain_suffix(path))
     if reader is None:
         raise DataError(f"{path}: expected a name ending in .json, .jsonl or .csv, found {path.suffix or 'none'!r}")
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name an existing trivia file") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):

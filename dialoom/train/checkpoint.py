@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,10 +67,10 @@ def save(root: Path, step: int, weights: Tensors, optimizer: Tensors, state: dic
             shutil.rmtree(final)
         draft.rename(final)
         _sync(root)
-    except OSError as wrong:
+    except (OSError, SafetensorError) as wrong:  # the latter is what a full disk is called by safetensors
         shutil.rmtree(draft, ignore_errors=True)
-        raise StoreError(f"{final}: cannot be written ({wrong.strerror or wrong}); make room and run the same command "
-                         "again") from None
+        raise StoreError(f"{final}: cannot be written ({getattr(wrong, 'strerror', None) or wrong}); make room and run "
+                         "the same command again") from None
     return final
 
 

@@ -13,7 +13,7 @@ from dialoom.config import Config
 class TrainConfig(Config):
     """How a model is trained; the defaults are the pocket run's."""
 
-    not_identity: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
+    not_identity: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "gradient_checkpointing"})
 
     epochs: int = Field(default=3, ge=1)
     """Passes over the data."""
@@ -45,10 +45,14 @@ class TrainConfig(Config):
     """The adapter's output is scaled by alpha / rank; 32 in PBT."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the adapter; 0.05 in PBT."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get one; empty: all linear ones but the head. PBT: q_proj k_proj v_proj."""
     packed: bool = True
     """Compute shared beginnings once; off: one row for each sequence."""
     bf16: bool = False
     """Multiply in bfloat16, keep weights and optimiser as they are."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each layer and compute the rest again on the way back: less memory, a third more work."""
     seed: int = 0
     """Decides order, dropout and a new adapter's weights."""
     eval_every: int = Field(default=0, ge=0)

@@ -5,11 +5,12 @@ It is the policy as it enters (so the SFT policy, where SFT came before), unless
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
@@ -113,10 +114,13 @@ def _stored(path: Path, reference: TrainableModel, pairs: Sequence[Pair], rows: 
     """The reference's log-probabilities out of `path`, or computed and written there."""
     about = {"reference": reference.fingerprint, "rows": digest(rows), "bf16": str(config.bf16)}
     if path.exists():
-        with safe_open(path, "pt") as file:
-            if file.metadata() == about:
-                found: Tensor = file.get_tensor("logprobs")
-                return found
+        try:
+            with safe_open(path, "pt") as file:
+                if file.metadata() == about:
+                    found: Tensor = file.get_tensor("logprobs")
+                    return found
+        except (OSError, SafetensorError) as wrong:
+            warnings.warn(f"{path}: cannot be read ({wrong}); the reference is computed again", stacklevel=3)
     # another model may cut the same chat into other tokens
     logprobs = _scored(reference, pair_rows(reference, pairs), config)
     write_whole(path, save({"logprobs": logprobs}, about))

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from dialoom.config import differences, near_miss
@@ -28,7 +29,8 @@ from dialoom.errors import ConfigError, TrainingError
 from dialoom.models.decode import is_out_of_memory
 from dialoom.models.exact import attention
 from dialoom.store import append_row, read_rows, write_rows, write_whole
-from dialoom.train import checkpoint
+from dialoom.train import checkpoint, sharded
+from dialoom.train.activations import recomputed
 from dialoom.train.config import TrainConfig
 from dialoom.train.pack import bins, choose_logprobs, unique_tokens
 from dialoom.train.rows import Row, TrainableModel, digest
@@ -113,11 +115,13 @@ def fit(model: TrainableModel, rows: Sequence[Row], objective: Objective, config
     run.resume()
     run.module.train()
     try:
-        while run.state.step < run.total and not run.state.stopped_early:
-            run.advance()
+        with recomputed(run.module, config.gradient_checkpointing):
+            while run.state.step < run.total and not run.state.stopped_early:
+                run.advance()
     finally:
         run.module.eval()
     run.load_best()
+    run.end()
     state = run.state
     return Fitted(state.step, state.best_step, state.best, state.stopped_early, state.tokens, state.unique_tokens,
                   state.unsplit_tokens, run.packed)
@@ -148,12 +152,15 @@ def rate(config: TrainConfig, step: int, total: int) -> float:
 def choose_parameters(model: TrainableModel, config: TrainConfig) -> dict[str, Tensor]:
     """Make exactly those parameters trainable that `config.tune` means, adding an adapter if there is none.
 
-    Raises: ConfigError: if all weights are to be trained under an adapter.
+    Raises: ConfigError: if all weights are to be trained under an adapter, or of a quantised model.
     """
     has_adapter = hasattr(model.module, "peft_config")
     if config.tune == "lora" and not has_adapter:
         with _seeded(model.module, config.seed, "adapter"):
-            model.add_lora(config.lora_rank, config.lora_alpha, config.lora_dropout)
+            model.add_lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets or None)
+    elif config.tune == "full" and getattr(model.module, "is_quantized", False):
+        raise ConfigError(f"tune: full, but {model.name} is quantised, of which only an adapter can be trained; "
+                          "use tune: lora")
     elif config.tune == "full" and has_adapter:
         raise ConfigError(f"tune: full, but {model.name} carries an adapter; merge it first, or use tune: lora")
     for name, parameter in model.module.named_parameters():
@@ -183,11 +190,13 @@ class _Run:
         self.module = model.module
         self.device = next(self.module.parameters()).device
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
-        decayed = [parameter for parameter in self.parameters.values() if parameter.dim() > 1]
-        plain = [parameter for parameter in self.parameters.values() if parameter.dim() <= 1]
+        self.sharded = None
+        if sharded.is_asked_for(self.accelerator.num_processes):
+            self.sharded = sharded.Sharded(self.module, self.device)
+            self.module, self.parameters = self.sharded.module, self.sharded.parameters
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=config.lr, fused=self.device.type in ("cpu", "cuda"))
+            sharded.by_kind(self.parameters.values(), config.weight_decay), lr=config.lr,
+            fused=self.device.type in ("cpu", "cuda") and self.sharded is None)
         longest = max(len(path) for row in rows for path in row.paths)
         self.logprobs, self.packed = choose_logprobs(self.module, longest, packed=config.packed)
         self.per_epoch = math.ceil(len(rows) / config.batch_pairs)
@@ -213,10 +222,10 @@ class _Run:
             self.state = _State(**found.state["state"])
             self._set_weights(found.weights)
             for name, parameter in self.parameters.items():
-                self.optimizer.state[parameter] = {
-                    key: found.optimizer[f"{key}/{name}"].to("cpu" if key == "step" and self.device.type == "cpu"
-                                                             else self.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")}
+                step = found.optimizer[f"step/{name}"]
+                # a step that is not fused counts on the CPU
+                self.optimizer.state[parameter] = {"step": step if self.sharded else step.to(self.device)} | {
+                    key: sharded.like(found.optimizer[f"{key}/{name}"], parameter) for key in ("exp_avg", "exp_avg_sq")}
         if metrics.exists() and self.accelerator.is_main_process:
             rows = read_rows(metrics)
             kept = [row for row in rows if row["step"] <= self.state.step]
@@ -235,17 +244,25 @@ class _Run:
         else:
             self._set_weights(found.weights)
 
+    def end(self) -> None:
+        """Leave the model with the trained weights where it was, if a copy of it was trained."""
+        if self.sharded is not None:
+            self.sharded.give_back()
+            self.sharded.original.to(self.device)
+
     def _set_weights(self, weights: checkpoint.Tensors) -> None:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(sharded.like(weights[name], parameter))
 
     def _save(self) -> None:
+        if not self.accelerator.is_main_process and self.sharded is None:
+            return
+        optimizer = {f"{key}/{name}": sharded.whole(tensor) for name, parameter in self.parameters.items()
+                     for key, tensor in self.optimizer.state[parameter].items()}
+        weights = {name: sharded.whole(parameter.detach()) for name, parameter in self.parameters.items()}
         if not self.accelerator.is_main_process:
             return
-        optimizer = {f"{key}/{name}": tensor for name, parameter in self.parameters.items()
-                     for key, tensor in self.optimizer.state[parameter].items()}
-        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         random_state = {"seed": self.config.seed, "next_step": self.state.step}
         state = {"identity": self.identity, "state": asdict(self.state), "random": random_state}
         checkpoint.save(self.checkpoints, self.state.step, weights, optimizer, state)
@@ -285,7 +302,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         sums = self._gradients(batch)
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), config.clip))
+        norm = (sharded.clip(self.parameters, config.clip) if self.sharded else
+                float(self.accelerator.clip_grad_norm_(self.parameters.values(), config.clip)))
         if not math.isfinite(norm):
             raise self._not_finite("gradient norm", norm, batch)
         self.optimizer.step()
@@ -316,12 +334,15 @@ class _Run:
         cut = bins([self.rows[at].paths for at in batch], self.state.budget, packed=self.packed)
         sums: dict[str, float] = {}
         tokens = unique = 0
-        for number, places in enumerate(cut):
-            members = [batch[place] for place in places]
+        count = self.accelerator.num_processes
+        rounds = -(-len(cut) // count) * count if self.sharded else len(cut)
+        for number in range(rounds):
+            idle = number >= len(cut)  # where layers are sharded all processes must pass through them equally often
+            members = [batch[place] for place in (min(cut, key=len) if idle else cut[number])]
             paths = [path for at in members for path in self.rows[at].paths]
-            tokens += sum(map(len, paths))
-            unique += unique_tokens(paths)
-            if number % self.accelerator.num_processes != self.accelerator.process_index:
+            tokens += 0 if idle else sum(map(len, paths))
+            unique += 0 if idle else unique_tokens(paths)
+            if number % count != self.accelerator.process_index:
                 continue
             switched = attention(self.module, NAME) if self.packed else contextlib.nullcontext()
             with _seeded(self.module, self.config.seed, self.state.step, number), switched:
@@ -330,8 +351,8 @@ class _Run:
                 loss, metrics = self.objective(members, logprobs)
                 if not math.isfinite(value := float(loss.detach())):
                     raise self._not_finite("loss", value, members)
-                self.accelerator.backward(loss / weight)
-            for name, part in {"loss": loss, **metrics}.items():
+                self.accelerator.backward(loss * (0 if idle else 1) / weight)
+            for name, part in ({} if idle else {"loss": loss, **metrics}).items():
                 sums[name] = sums.get(name, 0.0) + float(part.detach())
         self.state.tokens += tokens
         self.state.unique_tokens += unique
@@ -343,7 +364,8 @@ class _Run:
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+            if not sharded.is_shard(parameter):  # shards were summed on the way back
+                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
         gathered: list[Any] = [None] * self.accelerator.num_processes
         torch.distributed.all_gather_object(gathered, sums)
         return {name: sum(part.get(name, 0.0) for part in gathered) for found in gathered for name in found}
@@ -365,7 +387,9 @@ class _Run:
         assert self.validate is not None
         state, watch = self.state, self.config.watch
         self.module.eval()
-        metrics = {name: float(value) for name, value in self.validate(self.model).items()}
+        with self.sharded.whole_model() if self.sharded else contextlib.nullcontext():
+            metrics = {name: float(value) for name, value in self.validate(self.model).items()}
+        metrics = broadcast_object_list([metrics])[0]  # the main process's, so that all agree on when to stop
         self.module.train()
         if watch not in metrics:
             raise ConfigError(f"watch: {watch!r} is not among the validation's metrics; {near_miss(watch, metrics)}")

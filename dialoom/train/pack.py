@@ -224,9 +224,10 @@ def flat_token_logprobs(module: Any, path: TokenPath) -> Tensor:
     """(targets,) log-probability of the scored tokens of one sequence in a row of its own."""
     device = next(module.parameters()).device
     ids = torch.from_numpy(path.ids).to(device)
-    index = torch.cat([torch.arange(start, stop) for start, stop in path.spans]).to(device)
+    index = torch.cat([torch.arange(start, stop) for start, stop in path.spans])
+    # the index stays on the CPU: of a model spread over GPUs, the head lies elsewhere than the embedding
     logits = module(input_ids=ids[None], use_cache=False, logits_to_keep=index - 1).logits
-    return target_logprobs(logits.flatten(0, 1), ids[index])
+    return target_logprobs(logits.flatten(0, 1), ids[index.to(device)])
 
 
 def logprobs_flat(module: Any, paths: Sequence[TokenPath]) -> Tensor:

@@ -1,0 +1,84 @@
+"""What a run will ask of endpoints, before it does: which roles they play, how often at most, and what that may cost.
+
+Everything that can be wrong with an endpoint without asking it (no key, no price for a budget, an address that is none)
+is found here as well, before anything is computed or paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dialoom.errors import ConfigError
+from dialoom.models.load import check_spec, is_endpoint
+from dialoom.models.spending import Endpoints
+
+NOBODY = ("", "rule", "exact")  # what stands for a model where none is asked
+LARGE = 1000  # requests from which on a run without any cap is worth a word
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role of a run and the model that plays it.
+
+    Attributes:
+        name: as the setting is called, and as its cost is accounted.
+        spec: the model; a rule's name or "" where no model plays it.
+        calls: requests at most.
+        read: tokens of one prompt, about.
+        write: tokens of one reply at most.
+    """
+
+    name: str
+    spec: str
+    calls: int
+    read: int
+    write: int
+
+
+def check_roles(roles: Sequence[Role], settings: Endpoints) -> list[Role]:
+    """The roles that endpoints play.
+
+    Raises: ModelError, ConfigError: if any role names no model, an endpoint could not even be asked, or a budget in
+        dollars lacks a price.
+    """
+    from dialoom.models.endpoint import load_endpoint
+
+    for role in roles:
+        if role.spec not in NOBODY:
+            check_spec(role.spec)
+    asked = [role for role in roles if is_endpoint(role.spec)]
+    for role in asked:
+        model = load_endpoint(role.spec.partition(":")[2]).model
+        if settings.budget and settings.price(model) is None:
+            raise ConfigError(f"--endpoint.budget {settings.budget:g} needs the price of {model} ({role.name}): give "
+                              f"--endpoint.prices {model}=<read>/<written>, in dollars for a million tokens")
+    return asked
+
+
+def told(roles: Sequence[Role], settings: Endpoints) -> list[str]:
+    """The estimate, a line for each role that an endpoint plays and one for all; nothing where none does."""
+    asked = [role for role in check_roles(roles, settings) if role.calls]
+    lines, dollars, unknown = [], 0.0, False
+    for role in asked:
+        read, write = role.calls * role.read, role.calls * role.write
+        cost = _cost(role, settings)
+        dollars, unknown = dollars + (cost or 0.0), unknown or cost is None
+        lines.append(f"{role.name}: {role.spec}, at most {role.calls:,} requests, about {read:,} tokens read, at most "
+                     f"{write:,} written" + ("" if cost is None else f", {cost:.2f} dollars"))
+    calls = sum(role.calls for role in asked)
+    if len(asked) > 1:
+        lines.append(f"all endpoints: at most {calls:,} requests" + ("" if unknown else f", {dollars:.2f} dollars"))
+    if settings.budget and dollars > settings.budget:
+        lines.append(f"that may be more than the budget of {settings.budget:g} dollars; then the run stops there, and "
+                     "goes on with a larger one")
+    elif calls >= LARGE and not (settings.budget or settings.token_budget):
+        lines.append("no cap is set; --endpoint.budget (with --endpoint.prices) or --endpoint.token-budget sets one")
+    return lines
+
+
+def _cost(role: Role, settings: Endpoints) -> float | None:
+    from dialoom.models.endpoint import load_endpoint
+
+    model = load_endpoint(role.spec.partition(":")[2]).model
+    return settings.cost(model, role.calls * role.read, role.calls * role.write)

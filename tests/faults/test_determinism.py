@@ -1,0 +1,43 @@
+"""The same seed gives the same trees and metrics: under any clock, hash seed and batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.compare import difference
+
+ALL = ["ditto", "personas", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pbt", "aloe", "ideas"))]
+RUN = """
+import sys
+from pathlib import Path
+from tests.faults import doubles, runs
+doubles.install(runs.respond)
+runs.SCRIPTED[sys.argv[1]](Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_clock_that_jumps_by_a_day_either_way_changes_nothing(name, forks, whole, tmp_path):
+    assert forks.run(name, tmp_path / "run", "clock:1")[0] == 0
+    assert difference(whole(name), tmp_path / "run").none
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pbt", "aloe", "ideas"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_any_batch_size_gives_the_same_run(name, size, forks, whole, tmp_path):
+    assert forks.run(name, tmp_path / "run", f"batch:{size}")[0] == 0
+    told = difference(whole(name), tmp_path / "run")
+    assert set(told.files) <= {"config.yaml"} and not (told.lost or told.extra or told.repeated)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_another_order_of_hashes_changes_nothing(name, whole, tmp_path):
+    subprocess.run([sys.executable, "-c", RUN, name, str(tmp_path / "run")], check=True, cwd=Path(__file__).parents[2],
+                   env={**os.environ, "PYTHONHASHSEED": "4711"})
+    assert difference(whole(name), tmp_path / "run").none

@@ -1,0 +1,56 @@
+"""kill -9 at random points of every stage of every recipe; what comes of it is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KILLS = int(os.environ.get("DIALOOM_KILLS", "0"))  # more of them: a longer run
+
+
+def figures(*arguments: str) -> dict[str, object]:
+    done = subprocess.run([sys.executable, "-m", "tests.faults.kills", *arguments], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def nothing_lost(found: dict[str, object], kills: int) -> None:
+    assert found["kills"] == kills
+    assert (found["rows_lost"], found["rows_extra"], found["turns_repeated"], found["wrong"]) == (0, 0, 0, [])
+
+
+def test_a_few_kills_of_the_quickest_runs_lose_nothing():
+    nothing_lost(figures("--kills", "3", "--recipes", "ditto", "personas"), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_forty_kills_of_scripted_runs_of_every_recipe_lose_nothing():
+    kills = KILLS or 40
+    found = figures("--kills", str(kills))
+    nothing_lost(found, kills)
+    assert {stage.split()[0] for stage in found["stages"]} == {"pbt", "aloe", "ideas", "personas", "ditto"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_kills_of_real_runs_on_pocket_lose_nothing():
+    kills = KILLS or 10
+    found = figures("--models", "pocket", "--kills", str(kills))
+    nothing_lost(found, kills)
+    assert {stage.split()[0] for stage in found["stages"]} == {"pbt", "aloe", "ideas", "ditto"}
+
+
+def test_a_short_soak_accounts_for_every_turn():
+    done = subprocess.run([sys.executable, "-m", "tests.faults.soak", "--turns", "1", "--faults", "0.05", "--model",
+                           "instant"], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["turns"] + found["empty replies"] == 128 * 8
+    assert found["model errors"] and found["torn lines"] and found["judge unreadable"]

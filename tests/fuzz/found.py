@@ -1,0 +1,85 @@
+"""Inputs that once broke something, by target; each is tried again by every test run."""
+
+from __future__ import annotations
+
+from .loaders import CAST, COMBOS, TALK, TOLD, TRIVIA, lines
+from .logs import BARE, LOG, RUN
+from .mutants import PART
+
+DEEP = b"[" * 3000
+SURROGATE = "\ud800"
+PLACE = b'[{"pk": "e1", "scenario": "Two meet. %s", "agent_goals": ["buy", "sell"], "relationship": 2%s}]'
+SCENES = PART + lines(*CAST) + PART + lines(*COMBOS)
+RUN_PARTS = RUN.split(PART)
+
+
+def _escaped(**row: object) -> bytes:
+    import json
+
+    return json.dumps(row).encode() + b"\n"
+
+
+def _run(**parts: bytes) -> bytes:
+    """A run folder with some files of its eight changed."""
+    names = ("config", "env", "trees", "pairs", "metrics", "results", "notes", "dropped")
+    return PART.join(parts.get(name, good) for name, good in zip(names, RUN_PARTS, strict=True))
+
+
+FOUND: list[tuple[str, bytes]] = [
+    # lone surrogates and NUL in what is no turn: ids, topics, clusters, questions
+    ("dialogues", _escaped(**{**TALK, "id": SURROGATE})),
+    ("dialogues", lines(TALK).replace(b'"tea"', b'"t\xff"')),
+    ("openings", _escaped(topic=SURROGATE, message=TALK["conversations"])),
+    ("extractions", _escaped(idx=SURROGATE, conversations=TALK["conversations"])),
+    ("clusters", b'[["\xff"], ["a"]]'),
+    ("abstractions", b'{"original instructional strategies": ["a"], "High-level instructional strategy": "\\ud800"}'),
+    ("questions", b'{"question_id": "\\ud800", "turns": ["Agai\xed\xa0\x80n."]}'),
+    ("personas", b'{"id": "p\xbb", "facts": ["She keeps hens."], "traits": ["Calm."]}'),
+    ("conversations", _escaped(**{**TOLD, "conversations": [{**TOLD["conversations"][0], "user": SURROGATE}]})),
+    ("sotopia", PLACE % (b"", b', "codename": "\\ud800"') + SCENES),
+    # JSON nested too deeply where nobody expected it; a key of no kind that can be looked up
+    ("records", DEEP),
+    ("pairs", DEEP),
+    ("rows", DEEP),
+    ("demonstrations", b'{"author":' * 3000),
+    ("conversations", _escaped(**{**TOLD, "conversations": [{**TOLD["conversations"][0], "chosen": []}]})),
+    ("run-folder", _run(results=DEEP)),
+    ("run-folder", _run(notes=DEEP)),
+    # good lines below a first line that is a list by itself
+    ("dialogues", b"[]\n" + lines(TALK)),
+    ("questions", b'[1]\n{"turns": ["a"]}\n'),
+    # private parts of a scene whose mark cannot be read
+    ("sotopia", PLACE % (b"_p viewer='agent_0'>It is cold.</p>", b"") + SCENES),
+    ("sotopia", PLACE % (b"<p viewer:'agent_0'>It is cold.</p>", b"") + SCENES),
+    # records under right checksums with fields of another kind
+    ("tree-records", BARE.replace(b'"scores":{}', b'"scores":"ab"')),
+    ("tree-records", BARE.replace(b'"notes":{}', b'"notes":[]')),
+    ("tree-records", BARE.replace(b'"speaker":"B"', b'"speaker":true')),
+    ("tree-records", BARE.replace(b'"scores":{"correct":1.0}', b'"scores":{"correct":"x"}')),
+    # a last row that is whole but for its line end was cut by the next one
+    ("rows", b'{"step": 1}\n{"step": 2}'),
+    # settings: dates and numbers that are none, nesting, aliases that stand for billions of values, NUL
+    ("settings", b"\x00seed: 2001-99-99"),
+    ("settings", b"\x00seed: " + b"9" * 5000),
+    ("settings", b"\x00" + DEEP[:1000]),
+    (
+        "settings",
+        b"\x00a: &a [1,1,1,1,1,1,1,1]\n"
+        + b"".join(
+            b"%c: &%c [%s]\n" % (at, at, b",".join([b"*%c" % (at - 1)] * 8)) for at in range(ord("b"), ord("m"))
+        ),
+    ),
+    ("settings", b"\x00data: &a [*a]"),
+    ("settings", b'\x00data: "a\\0b"'),
+    # names that no file can have
+    ("commands", b"show" + PART + b"x" * 5000),
+    ("chat", b"Hello\n/save a\x00b\n"),
+    # a run's folder: other metrics than a recipe's own, rows that are none, settings in another encoding
+    ("run-folder", _run(results=b'[{"eval": "flipflop", "subject": "pbt", "metric": "accuracy", "value": 0.5}]')),
+    ("run-folder", _run(results=b'[{"eval": "flipflop", "subject": "pbt", "value": 0.5}]')),
+    ("run-folder", _run(results=b'["x"]')),
+    ("run-folder", _run(config=b" e\x8b")),
+    ("run-folder", _run(trees=LOG + b"x")),
+    # one good row, so that nothing here is refused for want of it
+    ("trivia-jsonl", lines(TRIVIA)),
+]

@@ -1,0 +1,89 @@
+"""The scorecard of one model, and the table of several: cells, what is not applicable, and how they are written."""
+
+import json
+import math
+
+import pytest
+
+from dialoom import cli
+from dialoom.errors import ConfigError
+from dialoom.evals.metrics import Row
+from dialoom.models.load import load_model
+from dialoom.models.scripted import ScriptedModel
+from dialoom.scorecard import COLUMNS, Card, Setting, Subject, columns_named, measure, page, speaks_pocket, table
+
+TRIVIA = columns_named(["flipflop", "are_you_sure", "recall", "misinformation"])
+
+
+def knower(chat):
+    """Knows every answer and never gives way."""
+    from dialoom.evaluate import questions
+
+    asked = chat[0]["content"].split("\n")[0]
+    for one in questions("recall"):
+        if one.opening == asked:
+            return f"The answer is {one.facts['answer']}."
+    return "I do not know."
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_model("pocket")
+
+
+def test_every_column_gives_its_figure_with_an_interval(pocket):
+    other = load_model("pocket-small")
+    card = measure([Subject("small", other)], Setting(pocket, items=4, author="Clara"))
+    for column in COLUMNS:
+        row = card.cell("small", column)
+        assert row is not None and row.subject == "small" and row.low <= row.value <= row.high and row.n >= 3, column
+    assert not card.missing
+
+
+def test_a_stubborn_knower_resists_everything_and_accepts_nothing(pocket):
+    card = measure([Subject("stubborn", ScriptedModel(knower), pocket=False)], Setting(pocket, items=6), TRIVIA)
+    flip, sure, recall, misled = (card.cell("stubborn", column) for column in TRIVIA)
+    assert (recall.value, sure.value, misled.value) == (1.0, 0.0, 0.0)
+    assert flip.value == 1.0, "it says the right answer whoever is right"
+
+
+def test_what_makes_no_sense_is_left_out_and_says_why(pocket):
+    lines = []
+    stranger = Subject("stranger", ScriptedModel(lambda chat: "hm"), pocket=False)
+    card = measure([stranger, Subject("base", pocket)], Setting(pocket, items=2, author="Clara"),
+                   columns_named(["alignment", "chat", "social", "author"]), lines.append)
+    assert {(subject, title) for subject, title in card.missing} == {
+        ("stranger", "alignment"), ("stranger", "chat quality"), ("stranger", "social"),
+        ("base", "win rate over base")}
+    assert any("--judge names a model" in line for line in lines)
+    text = table(card, columns_named(["alignment", "chat", "social", "author"]))
+    assert text.count("n/a") == 4
+
+
+def test_a_table_scales_rates_and_leaves_levels_alone():
+    rows = (Row("flipflop", "a|b", "overall", 0.5, 0.25, 0.75, 8, 1),
+            Row("alignment", "a|b", "avg", 3.2, 3.0, 3.5, 8, 1),
+            Row("chat", "a|b", "quality", math.nan, math.nan, math.nan, 0, 1))
+    card = Card(("a|b",), rows, {})
+    lines = table(card).splitlines()
+    assert len(lines) == 3 and all(line.count(" | ") == len(COLUMNS) for line in lines)
+    assert "50.0 [25.0, 75.0]" in lines[2] and "3.20 [3.00, 3.50]" in lines[2] and r"a\|b" in lines[2]
+    assert "50.0 [25.0, 75.0]" in page(card) and "Scorecard of a|b" in page(card)
+
+
+def test_only_pockets_own_words_count_as_pockets(pocket):
+    assert speaks_pocket(pocket) and not speaks_pocket(ScriptedModel(lambda chat: ""))
+
+
+def test_an_unknown_evaluation_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean flipflop"):
+        columns_named(["flipflip"])
+
+
+def test_the_command_writes_a_card_and_its_rows(tmp_path, capsys):
+    out = tmp_path / "card.md"
+    assert cli.main(["scorecard", "pocket", "--evals", "recall", "--limit", "3", "--out", str(out)]) == 0
+    assert "# Scorecard of pocket" in capsys.readouterr().out
+    assert "recall" in out.read_text()
+    [row] = json.loads((tmp_path / "card.json").read_text())
+    assert row["eval"] == "recall" and row["n"] == 3
