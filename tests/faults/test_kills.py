@@ -47,6 +47,7 @@ def test_ten_kills_of_real_runs_on_pocket_lose_nothing():
     assert {stage.split()[0] for stage in found["stages"]} == {"pbt", "aloe", "ideas", "ditto"}
 
 
+@pytest.mark.slow
 def test_a_short_soak_accounts_for_every_turn():
     done = subprocess.run([sys.executable, "-m", "tests.faults.soak", "--turns", "1", "--faults", "0.05", "--model",
                            "instant"], capture_output=True, text=True, cwd=Path(__file__).parents[2])

@@ -9,6 +9,8 @@ import pytest
 
 from dialoom.store import read_skips, read_trees
 
+pytestmark = pytest.mark.slow  # whole runs of ALOE and IDEAS
+
 
 def test_a_judge_that_always_fails_gives_no_pair_and_the_run_says_so_and_keeps_its_trees(forks, tmp_path):
     status, said = forks.run("aloe", tmp_path / "run", "says:judge")
