@@ -15,9 +15,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/ready-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow test-all lint results bench constraints clean
+.PHONY: help install docs wheel demo test test-slow test-all lint results bench constraints clean
 help:
 	@echo "make demo       every recipe on the embedded pocket models, then each model by each evaluation; some ten minutes"
+	@echo "make install    .venv with all that is needed; the other targets do it, too"
+	@echo "make docs       the documentation as a site under build/site, every link checked"
+	@echo "make wheel      the package to install elsewhere, under dist"
 	@echo "make test       ruff, mypy and the quick tests, offline, under five minutes"
 	@echo "make test-all   the slower tests as well"
 	@echo "make results    remake every table under docs/results (in the background; goes on where it was stopped)"
@@ -33,6 +36,15 @@ $(READY): constraints.txt pyproject.toml
 	$(PIP) hatchling editables -c $(VENV)/constraints.txt
 	$(PIP) --no-build-isolation -e '.[dev]' -c $(VENV)/constraints.txt
 	@rm -f $(VENV)/ready-* && touch $@
+
+install: $(READY)
+	@echo "source $(VENV)/bin/activate, then: dialoom --help"
+
+docs: $(READY)
+	$(BIN)/python -m bench.site
+
+wheel: $(READY)
+	$(BIN)/python -m hatchling build -t wheel -d dist
 
 demo: $(READY)
 	$(BIN)/dialoom demo --out runs/demo

@@ -16,7 +16,9 @@ HEADLINE = {  # of the 8.4M Llama
     ("grow/16x6", "naive"): "16 dialogues of six replies, over `generate` one by one",
     ("grow/16x6", "batched"): "the same, over `generate` in one batch",
     ("grow/16x6", "vllm-cpu"): "the same, over vLLM on the CPU",
-    ("grow/tree", "node-by-node"): "a tree of 62 replies, over `generate` node by node"}
+    ("grow/tree", "node-by-node"): "a tree of 62 replies, over `generate` node by node",
+    ("collect/start", "one by one"): "steered dialogues, soft tokens at the start, over one dialogue at a time",
+    ("collect/end", "one by one"): "the same, soft tokens at the end"}
 CURVES = {"dialogues": "dialogues, 2 replies each", "turns": "replies, 16 dialogues",
           "branches": "branches at each of 4 levels"}
 
@@ -54,6 +56,7 @@ def tables(rows: Sequence[Row], machine: str) -> dict[str, str]:
     compared = [row for row in of("grow/") if row["work"] not in ("grow/sampled", "grow/step")]
     return {"machine": f"Measured on: {machine}.", "training": ratios(of("dpo/"), same=""),
             "generation": ratios(compared), "sampling": ratios(of("grow/sampled")), "limit": limits(of("grow/step")),
+            "collection": ratios(of("collect/"), same="same replies"),
             "curves": curves(of("curve/")), "turn-cost": turn_cost(of("curve/turn-cost")),
             "clusters": ratios(of("cluster/"), same="same labels")}
 

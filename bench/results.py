@@ -13,9 +13,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -279,18 +280,74 @@ def write_page(recipe: str, folders: Sequence[Path]) -> Path:
     out = ROOT / "docs" / "results" / f"{recipe}.md"
     out.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
     out.with_suffix(".json").write_text(json.dumps([row.to_json() for row in rows] + summary, indent=0) + "\n")
-    fill_readme(recipe, results_table([row for row in summary if row["eval"] in page_of.headline
-                                       and row["metric"] in (page_of.metrics or (row["metric"],))]))
+    fill(ROOT / "docs" / f"{recipe}.md", recipe,
+         results_table([row for row in summary if row["eval"] in page_of.headline
+                        and row["metric"] in (page_of.metrics or (row["metric"],))]))
+    fill(ROOT / "README.md", "all", headline_table())
     return out
 
 
-def fill_readme(recipe: str, table: str) -> None:
-    """Put the headline table between the README's markers."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    marks = f"<!-- results:{recipe} -->", f"<!-- /results:{recipe} -->"
+@dataclass(frozen=True)
+class Headline:
+    """One line of the README's table.
+
+    Attributes:
+        subjects: the untrained model, the strongest baseline (`rival` in words), the method, the ceiling.
+    """
+
+    recipe: str
+    words: str
+    figure: tuple[str, str]
+    subjects: tuple[str, str, str, str]
+    rival: str
+    scale: float = 100
+
+
+HEADLINES = (
+    Headline("pbt", "gives in when the partner is right, holds when it is wrong, %", ("flipflop", "overall"),
+             ("base", "resist_only", "pbt", "briefed"), "pairs to resist only"),
+    Headline("aloe", "replies fit the person, level 1 to 5", ("alignment", "avg"),
+             ("base", "self_critique", "dpo", "briefed"), "self-critique prompt", scale=1),
+    Headline("ideas", "answers right in conversations, %", ("chat", "quality"),
+             ("base", "plain_trained", "ideas", "briefed"), "simulator without strategies, trained"),
+    Headline("ditto", "comparisons of style won, %", ("winrate", "micro"), ("zero_shot", "spin", "ditto", "briefed"),
+             "SPIN"),
+)
+
+
+def headline_table() -> str:
+    """The README's table out of docs/results/*.json: means over seeds with their intervals."""
+    lines = ["| method | what is measured | untrained | strongest baseline | trained | under pocket's own brief |",
+             "|---|---|---:|---:|---:|---:|"]
+    for line in HEADLINES:
+        path = ROOT / "docs" / "results" / f"{line.recipe}.json"
+        if not path.exists():
+            continue
+        rows = {(row["eval"], row["metric"], row["subject"]): row for row in json.loads(path.read_text())
+                if row["seed"] is None}
+        found = [rows.get((*line.figure, subject)) or rows.get(("beside", line.figure[1], subject))  # beside: DITTO's
+                 for subject in line.subjects]
+        cells = [_cell(row, line.scale) for row in found]
+        cells[1] += f" ({line.rival})"
+        cells[2] = f"**{cells[2]}**"
+        lines.append(f"| [{line.recipe.upper()}](docs/{line.recipe}.md) | {line.words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any] | None, scale: float) -> str:
+    if row is None:
+        return "–"
+    digits = 1 if scale == 100 else 2
+    value, low, high = (f"{scale * row[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def fill(path: Path, name: str, table: str) -> None:
+    """Put a table between a page's markers; a page without them is left as it is."""
+    marks = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
     pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{marks[0]}\n{table.strip()}\n{marks[1]}", text), encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(pattern.sub(lambda _: f"{marks[0]}\n{table.strip()}\n{marks[1]}", text), encoding="utf-8")
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
     python -m bench.screenshots pbt=runs/demo/pbt ideas=runs/demo/ideas two=runs/a,runs/b [--out docs/img]
 
-A name and a run folder give the pictures of that name in `SHOTS`; a name and an HTML file give one picture of it.
+A name and a run folder give the pictures of that name in `SHOTS`; so do a name and an HTML file (an audit's page, say),
+or one picture where the name is not there.
 Names that are not given keep the pictures they have.
 """
 
@@ -50,6 +51,7 @@ SHOTS: Mapping[str, tuple[Shot, ...]] = {
     "aloe": (Shot("aloe-overview", height=1400), Shot("aloe-search", "#dialogues", act=_search("rabbit"))),
     "ditto": (Shot("ditto-overview"),),
     "dat": (Shot("dat-overview"), Shot("dat-episode", "#dialogues", act=_most_notes)),
+    "audit": (Shot("audit", height=1250), Shot("audit-phone", "#batch", 390, 800, dark=True)),
     "two": (Shot("two-overview"), Shot("two-dialogues", "#dialogues", 1300, act=_most_notes)),
 }
 
@@ -58,14 +60,14 @@ def take(name: str, source: str, out: Path, chromium: Any) -> None:
     """Take the pictures of one name."""
     with tempfile.TemporaryDirectory() as made:
         if source.endswith(".html"):
-            page, shots = Path(source).resolve(), (Shot(name),)
+            page, shots = Path(source).resolve(), SHOTS.get(name, (Shot(name),))
         else:
             page, shots = write_page(source.split(","), Path(made) / "page.html"), SHOTS[name]
         for shot in shots:
             tab = chromium.new_page(viewport={"width": shot.width, "height": shot.height},
                                     color_scheme="dark" if shot.dark else "light", reduced_motion="reduce")
             tab.goto(page.as_uri() + shot.part)
-            if shot.part:
+            if shot.part and not source.endswith(".html"):
                 tab.wait_for_selector(".turn")
             shot.act(tab)
             tab.wait_for_timeout(300)

@@ -24,8 +24,8 @@ from bench.measure import ONE_THREAD, ROOT, Row
 
 RUNS = ROOT / "runs" / "bench"
 RATIOS = ROOT / "bench" / "ratios.json"
-MEASURED = ("bench", "dialoom/embed.py", "dialoom/models", "dialoom/train",  # what a figure depends on
-            "dialoom/pocket/weights")
+MEASURED = ("bench", "dialoom/embed.py", "dialoom/simulate.py", "dialoom/models",  # what a figure depends on
+            "dialoom/train", "dialoom/pocket/weights")
 NOT_MEASURED = ("results.py", "page.py")  # of the bench
 KEYS = ("work", "against", "ratio", "setting")
 TRL = ("trl==1.16.0", "datasets==5.2.0", "dill==0.4.1", "multiprocess==0.70.19", "pandas==3.1.1", "pyarrow==26.0.1",
@@ -43,8 +43,8 @@ def groups(quick: bool) -> dict[str, Callable[..., Iterator[Row]]]:
     """Every group of rows by name, in the order of the table."""
     from bench import grow
     parts = {f"grow-{name}": part for name, part in grow.groups(quick).items()}
-    return {"dpo": _rows_of("bench.dpo"), **parts, "curves": _rows_of("bench.curves"),
-            "clusters": _rows_of("bench.clusters")}
+    return {"dpo": _rows_of("bench.dpo"), **parts, "collect": _rows_of("bench.collect"),
+            "curves": _rows_of("bench.curves"), "clusters": _rows_of("bench.clusters")}
 
 
 def _rows_of(module: str) -> Callable[..., Iterator[Row]]:

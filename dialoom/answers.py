@@ -21,7 +21,7 @@ from dialoom.text import normalize_answer
 AGREE, DISAGREE = "Agree", "Disagree"
 
 # The patterns below, `_STATED` and `_CLAUSE_END` apart, read normalised words: no punctuation, "isn't" is "isn t".
-_CLAUSE_END = re.compile(r"[.,;:!?]+(?=\s|$)|[\n()\u2013\u2014]")
+_CLAUSE_END = re.compile(r"(?<![.,;:!?])[.,;:!?]++(?=\s|$)|[\n()\u2013\u2014]")
 _DENIED_BEFORE = re.compile(  # what stands before a name that is refused
     r"\b(?:(?:not|never|nor|neither|isn t|isnt|wasn t|(?:cannot|can t|couldn t) be)(?: (?!but\b|so\b|sure\b)\w+){0,2}"
     r"|rather than|instead of|unlike|wrong about"

@@ -19,9 +19,11 @@ from rich.text import Text
 
 from dialoom.config import near_miss, read_yaml
 from dialoom.dialogue import Dialogue, DialogueTree, Scenario, Turn, chat_view, content_id, turn_id
-from dialoom.errors import DialoomError
+from dialoom.errors import ConfigError, DialoomError
 from dialoom.models.base import ChatModel, Sampling
-from dialoom.models.load import load_model
+from dialoom.models.ledger import current, usage_beside
+from dialoom.models.load import in_role, load_model
+from dialoom.models.place import Place
 from dialoom.models.stream import stream
 from dialoom.report.safe import visible
 from dialoom.store import TreeLog
@@ -45,25 +47,47 @@ class Voice:
     within: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext, repr=False)
 
 
-def talk(model: str, *, beside: str = "", brief: str = "", temperature: float = 0.7, max_new_tokens: int = 200,
-         seed: int = 0, device: str = "auto") -> None:
+def talk(model: str = "", *, beside: str = "", planner: Path | None = None, brief: str = "", temperature: float = 0.7,
+         max_new_tokens: int = 200, seed: int = 0, device: str | Place = "auto") -> None:
     """Talk with a model until /quit or the end of the input.
 
     Args:
-        beside: a second model; "": for a run, what it began from.
+        model: "": the one that the planner's run steered; such a run's folder is model and planner at once.
+        beside: a second model; "": for a run what it began from, beside a steered model itself unsteered.
+        planner: folder of what steers the model.
+    Raises: ConfigError: if no model is named.
     """
+    if planner is None and (Path(model) / "planner" / "steering.json").is_file():  # a run of DAT's
+        model, planner = "", Path(model)
+    model = model or _steered_by(planner)
     spec = f"run:{model}" if Path(model).is_dir() and (Path(model) / "config.yaml").exists() else model
     with _loading(spec):
-        voices = [Voice(spec, load_model(spec, device=device))]
-        voices += _beside(beside, spec, voices[0].model, device)
+        if planner is None:
+            voices = [Voice(spec, load_model(spec, device=device))]
+            voices += _beside(beside, spec, voices[0].model, device)
+        else:
+            from dialoom.models.steering import load_steered
+
+            steered = load_steered(spec, planner, device=device)
+            plain = _beside(beside, "", steered, device) or [Voice("unsteered", steered.model)]
+            voices = [Voice(steered.name, steered), *plain]
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
     converse(voices, _typed(len(voices) > 1), sampling=sampling, brief=brief, seed=seed)
 
 
-def _beside(beside: str, spec: str, model: ChatModel, device: str) -> list[Voice]:
+def _steered_by(planner: Path | None) -> str:
+    """The model that a run's planner was trained for."""
+    settings = planner / "config.yaml" if planner else None
+    if settings is None or not settings.exists():
+        raise ConfigError(f"no model is named{f', and {planner} is no run that names one' if planner else ''}; "
+                          "give one, as in `dialoom chat pocket`")
+    return str(read_yaml(settings).get("model", "pocket"))
+
+
+def _beside(beside: str, spec: str, model: ChatModel, device: str | Place) -> list[Voice]:
     """The second voice: the one that is named, or a run's untrained model; none where nothing was trained."""
     if beside:
-        return [Voice(beside, load_model(beside, device=device))]
+        return [Voice(beside, in_role(load_model(beside, device=device), "beside"))]
     if not spec.startswith("run:"):
         return []
     if getattr(model, "has_adapter", False):
@@ -155,6 +179,9 @@ class _Talk:
         try:
             with TreeLog(path) as log:
                 log.add_tree(self.tree)
+            ledger = current()
+            if ledger is not None:
+                ledger.write(usage_beside(Path(path)))
             self._tell(f"saved {len(self.tree)} turns to {path}")
         except DialoomError as wrong:
             self.out.print(Text(visible(f"error: {wrong}"), "red"))

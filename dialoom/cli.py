@@ -11,7 +11,6 @@ import importlib
 import importlib.metadata
 import inspect
 import io
-import json
 import os
 import signal
 import sys
@@ -23,10 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
-from dialoom.commands import COMMANDS, check, one_thread_for_pocket, say
+from dialoom.commands import COMMANDS, check, is_launched, one_thread_for_pocket, say
 from dialoom.errors import BudgetError, ConfigError, DialoomError
+from dialoom.usage import FIRST, examples, presentable, rooms_of, settings_group
 
 if TYPE_CHECKING:
     from dialoom.config import Config
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 RECIPES = {"pbt": "Debate trees teach when to give in and when to hold (arXiv 2410.14596).",
            "ditto": "A handful of your own texts teaches a model to write like you (arXiv 2406.00888).",
            "aloe": "Talking with simulated people teaches to notice who is talking and adapt (arXiv 2410.03642).",
-           "ideas": "Real dialogues show how people go on; simulated users then go on like them (arXiv 2404.11095)."}
+           "ideas": "Real dialogues show how people go on; simulated users then go on like them (arXiv 2404.11095).",
+           "dat": "A small planner steers a frozen model toward a goal, turn by turn (arXiv 2406.11978)."}
 GROW = "Grow pools of profiles and personalities out of seeds, and combine them (arXiv 2410.03642)."
 GROUPS = {"pocket": "The embedded models: build them from their grammar, read their card.",
           "personas": "People for simulated users to play: grow pools of them, check for leaks."}
@@ -52,28 +53,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no lines and ticks shows question marks
+
+    def command() -> None:
+        make_app(tokens)(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+
     with _stoppable(), _plain_warnings():
-        try:
-            make_app(tokens)(tokens, exit_on_error=False, print_error=False, result_action="return_none")
-        except BudgetError as spent:
-            print(f"stopped: {_one_line(spent)}", file=sys.stderr)
-            return SPENT
-        except (DialoomError, CycloptsError) as wrong:
-            if os.environ.get("DIALOOM_TRACEBACK"):
-                raise
-            print(f"error: {_one_line(wrong)}", file=sys.stderr)
-            return FAILED
-        except KeyboardInterrupt as stop:
-            print("\nstopped; the same command continues", file=sys.stderr)
-            return TERMINATED if isinstance(stop, Terminated) else STOPPED
-        except BrokenPipeError:  # `dialoom show ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as wrong:  # a name no file can have, a folder that may not be entered
-            if os.environ.get("DIALOOM_TRACEBACK"):
-                raise
-            print(f"error: {wrong.strerror or wrong}{f': {wrong.filename!r:.200}' if wrong.filename else ''}",
-                  file=sys.stderr)
-            return FAILED
+        if not is_launched():
+            return _exit_code(command)
+        from dialoom.train.launched import take_part
+
+        return _exit_code(lambda: take_part(command))
+
+
+def _exit_code(command: Callable[[], None]) -> int:
+    """Run a command; what it raises becomes a line and a number."""
+    try:
+        command()
+    except BudgetError as spent:
+        print(f"stopped: {_one_line(spent)}", file=sys.stderr)
+        return SPENT
+    except (DialoomError, CycloptsError) as wrong:
+        if os.environ.get("DIALOOM_TRACEBACK"):
+            raise
+        print(f"error: {_one_line(wrong)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt as stop:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        return TERMINATED if isinstance(stop, Terminated) else STOPPED
+    except BrokenPipeError:  # `dialoom show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as wrong:  # a name no file can have, a folder that may not be entered
+        if os.environ.get("DIALOOM_TRACEBACK"):
+            raise
+        print(f"error: {wrong.strerror or wrong}{f': {wrong.filename!r:.200}' if wrong.filename else ''}",
+              file=sys.stderr)
+        return FAILED
     return 0
 
 
@@ -84,19 +98,25 @@ def make_app(tokens: Sequence[str] = (), *, everything: bool = False) -> App:
         everything: build all recipes with their flags.
     """
     app = App(name="dialoom", version=version, help_format="plaintext", suppress_keyboard_interrupt=False,
-              help="Align language models through conversation: simulate, score, select, train, evaluate.")
+              help="Align language models through conversation: simulate, score, select, train, evaluate.",
+              help_epilogue=FIRST)
+    rooms = rooms_of((*RECIPES, *COMMANDS, "resume", "completion"), RECIPES)
     for name, line in RECIPES.items():
-        app.command(_recipe_command(name, line) if name in tokens[:1] or everything else _named(line), name=name)
-    groups = {name: App(name=name, help=text) for name, text in GROUPS.items()}
-    for typed, command in COMMANDS.items():
+        app.command(_recipe_command(name, line) if name in tokens[:1] or everything else _named(line), name=name,
+                    group=rooms[name], help_epilogue=examples(name), usage=f"Usage: dialoom {name} [STAGE] [OPTIONS]")
+    groups = {name: App(name=name, help=text, group=rooms[name], help_epilogue="") for name, text in GROUPS.items()}
+    plain: dict[str, Callable[..., Any]] = {**COMMANDS, "resume": resume, "completion": completion}
+    for typed, command in plain.items():
         group, _, name = typed.rpartition(" ")
-        (groups[group] if group else app).command(command, name=name)
-    app.command(resume, name="resume")
-    app.command(completion, name="completion")
+        room: dict[str, Any] = {} if group else {"group": rooms[name]}
+        where = groups[group] if group else app
+        where.command(presentable(command), name=name, help_epilogue=examples(typed), **room)
     groups["personas"].command(_recipe_command("personas", GROW) if everything or tokens[:2] == ["personas", "grow"]
                                else _named(GROW), name="grow")
     for each in groups.values():
         app.command(each)
+    for flag in ("--help", "--version"):
+        app[flag].group = (rooms["doctor"],)
     return app
 
 
@@ -140,7 +160,9 @@ def _recipe_command(name: str, line: str) -> Callable[..., None]:
 
     parameters = [*_options(recipe), *(_setting(key, *entry, start) for key, entry in settings.items())]
     stages = ", ".join(recipe.STAGES)
-    command.__doc__ = f"{line}\n\nStages: {stages}. Without STAGE all are done; what was done before is loaded."
+    actions = " and ".join(f"{name} {action} RUN" for action in getattr(recipe, "ACTIONS", ()))
+    command.__doc__ = (f"{line}\n\nStages: {stages}. Without STAGE all are done; what was done before is loaded."
+                       + f" {actions} work on a run that is there." * bool(actions))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
@@ -175,12 +197,13 @@ def _options(recipe: types.ModuleType) -> list[inspect.Parameter]:
         "dry_run": (bool, Parameter(negative="", help="Print what would be done, and do nothing.")),
     }
     stage = inspect.Parameter("stage", inspect.Parameter.POSITIONAL_ONLY, default=None,
-                              annotation=Annotated[str | None, Parameter(help="Do this stage, and what it needs.")])
+                              annotation=Annotated[str | None, Parameter(help="Go as far as this stage.")])
     actions = getattr(recipe, "ACTIONS", ())
     folder = Parameter(help=f"The run's folder, for {' and '.join(actions)}.")
     run = inspect.Parameter("run", inspect.Parameter.POSITIONAL_ONLY, default=None,
                             annotation=Annotated[Path | None, folder])
-    return [stage, *([run] if actions else []), *(_keyword(option, *texts[option], "Run") for option in OPTIONS)]
+    kept = [_keyword(option, *texts[option], settings_group("Run")) for option in OPTIONS]
+    return [stage, *([run] if actions else []), *kept]
 
 
 def _setting(key: str, flag: str, info: Any, start: Config) -> inspect.Parameter:
@@ -193,10 +216,10 @@ def _setting(key: str, flag: str, info: Any, start: Config) -> inspect.Parameter
     kind = _readable(info.annotation)
     about = Parameter(name="--" + flag.replace("_", "-"), help=text, negative=None if kind is bool else "",
                       consume_multiple=typing.get_origin(kind) is tuple)
-    return _keyword(key, kind, about, f"Settings: {'.'.join(parts)}" if parts else "Settings")
+    return _keyword(key, kind, about, settings_group(".".join(parts)))
 
 
-def _keyword(name: str, kind: Any, about: Parameter, group: str) -> inspect.Parameter:
+def _keyword(name: str, kind: Any, about: Parameter, group: Group) -> inspect.Parameter:
     annotation = Annotated[kind | None, about, Parameter(show_default=False, group=group)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -215,8 +238,10 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
                values: Mapping[str, Any]) -> None:
     """Resolve the settings of a recipe, find its folder and run it there (or print its plan)."""
     from dialoom.config import load_config, near_miss
+    from dialoom.recipes.planned import how_long
     from dialoom.recipes.run import RunFolder, default_folder, hash_data
     from dialoom.recipes.shards import shard_folder
+    from dialoom.tracking import check_tracker, tracked
 
     if stage is not None and stage not in recipe.STAGES:
         raise ConfigError(f"{name} has no stage {stage!r}; {near_miss(stage, recipe.STAGES)}")
@@ -227,6 +252,11 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
     config = load_config(type(start), start, options["config"], values)
     one_thread_for_pocket(*(str(getattr(config, role, "")) for role in ("model", "partner", "simulator")))
     check(getattr(config, "device", "auto"))
+    tracker = getattr(config, "report_to", "none")
+    check_tracker(tracker)
+    if is_launched() and getattr(config, "device_map", "none") != "none":
+        raise ConfigError("--device-map spreads a model over all GPUs, and so do several processes; leave it out, or "
+                          "run the same command without a launcher")
     data_hash = recipe.data_hash(config) if hasattr(recipe, "data_hash") else hash_data(
         getattr(config, "data", None) or None)
     out = shard_folder(options["out"] or default_folder(name, config, data_hash), getattr(config, "shard", ""))
@@ -237,10 +267,11 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
         return
     with RunFolder(out, name, config, data_hash=data_hash, fresh=bool(options["fresh"]), log=say) as folder:
         say(f"run folder: {folder.path}")
-        for line in asked:
+        for line in [*how_long(recipe.plan(config), stages_of(recipe, stage)), *asked]:
             say(line)
         try:
-            recipe.run(config, folder, stages_of(recipe, stage), say)
+            with tracked(tracker, folder.path, config.values()):
+                recipe.run(config, folder, stages_of(recipe, stage), say)
         finally:
             for line in folder.ledger.told():
                 say(line)
@@ -254,11 +285,13 @@ def _asked_of_endpoints(recipe: Any, config: Any) -> list[str]:
     return told(recipe.roles(config), config.endpoint) if hasattr(recipe, "roles") else []
 
 
-def resume(run: Path, /) -> None:
+def resume(run: Path, /, *, budget: float = 0, token_budget: int = 0) -> None:
     """Go on with a run from its folder alone, with the settings it was begun with.
 
     Args:
         run: the run's folder.
+        budget: dollars that endpoints may cost from now on, what is gone already included; 0: as before.
+        token_budget: tokens that they may read and write, likewise.
     """
     from dialoom.config import read_yaml
     from dialoom.recipes.run import recipe_of
@@ -270,7 +303,10 @@ def resume(run: Path, /) -> None:
         raise ConfigError(f"{run} is a run of {name!r}, which is no recipe here; expected one of {', '.join(RECIPES)}")
     out = run.parent.parent if read_yaml(run / "config.yaml").get("shard") and run.parent.name == FOLDER else run
     options = {"preset": None, "config": run / "config.yaml", "out": out, "fresh": False, "dry_run": False}
-    run_recipe(name, importlib.import_module(f"dialoom.recipes.{name}"), None, options, {})
+    caps = {"endpoint.budget": budget, "endpoint.token_budget": token_budget}
+    check(budget=(budget, 0), token_budget=(token_budget, 0))
+    run_recipe(name, importlib.import_module(f"dialoom.recipes.{name}"), None, options,
+               {name: cap for name, cap in caps.items() if cap})
 
 
 def completion(shell: Literal["bash", "zsh", "fish", "powershell"] = "bash", /) -> None:
@@ -285,10 +321,11 @@ def completion(shell: Literal["bash", "zsh", "fish", "powershell"] = "bash", /) 
 def _report(folder: Path) -> None:
     """The tables in the terminal, and where the page lies; a half-done run gets a page as well."""
     from dialoom.report import results_table, write_report
+    from dialoom.report.read import read_results
 
     page, results = write_report(folder), folder / "results.json"
     if results.exists():
-        say(results_table(json.loads(results.read_text(encoding="utf-8")), markdown=False).rstrip())
+        say(results_table(read_results(results), markdown=False).rstrip())
     say(f"report: {page}")
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from dialoom.errors import ConfigError
+from dialoom.models.place import Place
 
-DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+if TYPE_CHECKING:
+    from dialoom.models.spending import Endpoints
+
+Where = Annotated[Place, Parameter(name="*", group="Where local models lie")]
+"""`--device`, `--dtype`, `--device-map`, `--quantize`, `--replicas`: the same as recipes have."""
+ANYWHERE = Place()
+Several = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
+"""A flag that takes all the words up to the next flag."""
 
 
 def say(line: str) -> None:
@@ -33,18 +42,30 @@ def one_thread_for_pocket(*specs: str) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def check(device: str = "auto", **numbers: tuple[float, float]) -> None:
+def is_launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this as one of several processes."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
+
+
+def check(device: str | Place = "auto", **numbers: tuple[float, float]) -> None:
     """Refuse a device nobody has, and numbers (value, least) that are too small, before anything is loaded."""
-    if not DEVICES.fullmatch(device):
-        raise ConfigError(f"--device {device!r}: expected auto, cpu, cuda, cuda:<number> or mps")
+    Place.of(device)
     for name, (value, least) in numbers.items():
         if not value >= least:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {least:g}")
 
 
+def _spending(budget: float, prices: tuple[str, ...]) -> Endpoints:
+    from dialoom.config import load_config
+    from dialoom.models.spending import Endpoints
+
+    return load_config(Endpoints, None, None, {"budget": budget, "prices": prices})
+
+
 def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: str = "", data: str = "",
-             strategies: str = "", limit: int = 0, seed: int = 1, brief: str = "", max_new_tokens: int = 48,
-             device: str = "auto", budget: float = 0, prices: tuple[str, ...] = (), out: Path | None = None) -> None:
+             strategies: str = "", planner: Path | None = None, limit: int = 0, seed: int = 1, brief: str = "",
+             max_new_tokens: int = 48, device: Where = ANYWHERE, budget: float = 0, prices: Several = (),
+             out: Path | None = None) -> None:
     """Run one evaluation on any model, or look at a file of dialogues.
 
     Args:
@@ -57,27 +78,25 @@ def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: s
             ShareGPT's layout, for mtbench questions in MT-Bench's, for redteam behaviours in HarmBench's. Empty:
             the pocket world's.
         strategies: a JSON list of strategies, which diversity looks for.
+        planner: the folder of a `dialoom dat` run (or of its planner) that steers the model under test.
         limit: use at most this many questions, conversations or user turns; 0 means all, or what is usual.
         seed: draws wrong answers and phrasings.
         brief: system message of the model under test.
         max_new_tokens: length limit of one reply.
-        device: cpu, cuda, mps or auto.
         budget: dollars that endpoints may cost; 0: no cap. A larger one goes on where a smaller one stopped.
         prices: what endpoints cost, each as <model>=<read>/<written>, dollars for a million tokens.
-        out: also write the rows to this file, as results.json has them.
+        out: also write the rows to this file, as results.json has them, and what endpoints cost beside it.
     """
-    from dialoom.config import load_config
     from dialoom.evaluate import run_named
     from dialoom.models.ledger import until_done
-    from dialoom.models.spending import Endpoints
 
     one_thread_for_pocket(model, partner, judge)
     check(device, limit=(limit, 0), max_new_tokens=(max_new_tokens, 1), budget=(budget, 0))
-    spending = load_config(Endpoints, None, None, {"budget": budget, "prices": prices})
-    command = (name, model, partner, judge, data, strategies, limit, seed, brief, max_new_tokens)
-    with until_done(spending, "eval", *command, log=note):
-        run_named(name, model, partner=partner, judge=judge, data=data, strategies=strategies, limit=limit, seed=seed,
-                  brief=brief, max_new_tokens=max_new_tokens, device=device, out=out)
+    command = (name, model, partner, judge, data, strategies, limit, seed, brief, max_new_tokens,
+               *([str(planner)] if planner else []))
+    with until_done(_spending(budget, prices), "eval", *command, log=note, out=out):
+        run_named(name, model, partner=partner, judge=judge, data=data, strategies=strategies, planner=planner,
+                  limit=limit, seed=seed, brief=brief, max_new_tokens=max_new_tokens, device=device, out=out)
 
 
 def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:
@@ -94,25 +113,36 @@ def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:
     show_run(run, tree=tree, limit=limit)
 
 
-def chat(model: str, /, *, beside: str = "", brief: str = "", temperature: float = 0.7, max_new_tokens: int = 200,
-         seed: int = 0, device: str = "auto") -> None:
+def chat(model: str = "", /, *, beside: str = "", planner: Path | None = None, brief: str = "",
+         temperature: float = 0.7, max_new_tokens: int = 200, seed: int = 0, device: Where = ANYWHERE,
+         budget: float = 0, prices: Several = ()) -> None:
     """Talk with a model, or with two side by side. /help lists what can be typed.
 
     Args:
         model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>, run:<folder>, or a run's folder.
-        beside: a second model, to switch to or to hear with it; of a run the model it began from.
+            With a planner it may be left out: the one that the run steered.
+        beside: a second model, to switch to or to hear with it; of a run the model it began from, of a steered model
+            itself without the planner.
+        planner: the folder of a `dialoom dat` run (or of its planner) that steers the model.
         brief: system message.
         temperature: 0 is greedy.
         max_new_tokens: length limit of one reply.
         seed: the same words in the same order get the same replies.
-        device: cpu, cuda, mps or auto.
+        budget: dollars that endpoints may cost; 0: no cap.
+        prices: what endpoints cost, each as <model>=<read>/<written>, dollars for a million tokens.
     """
     from dialoom.chat import talk
+    from dialoom.models.ledger import Ledger, recording
 
     one_thread_for_pocket(model, beside)
-    check(device, temperature=(temperature, 0), max_new_tokens=(max_new_tokens, 1))
-    talk(model, beside=beside, brief=brief, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed,
-         device=device)
+    check(device, temperature=(temperature, 0), max_new_tokens=(max_new_tokens, 1), budget=(budget, 0))
+    ledger = Ledger(None, _spending(budget, prices))
+    ledger.flag = "--"
+    with recording(ledger):
+        talk(model, beside=beside, planner=planner, brief=brief, temperature=temperature,
+             max_new_tokens=max_new_tokens, seed=seed, device=device)
+    for line in ledger.told():
+        note(line)
 
 
 def doctor() -> None:
@@ -195,31 +225,39 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 1, jobs: int = 0) -> None
     from dialoom.demo import demo as run
 
     check(jobs=(jobs, 0))
+    if is_launched():
+        raise ConfigError("the demonstration starts its recipes itself; run it without a launcher")
     run(out, seed=seed, jobs=jobs, log=say)
 
 
-def scorecard(model: str, /, *, evals: tuple[str, ...] = (), partner: str = "pocket", judge: str = "", author: str = "",
-              data: str = "", limit: int = 30, seed: int = 1, device: str = "auto", out: Path | None = None) -> None:
+def scorecard(model: str, /, *, evals: Several = (), partner: str = "pocket", judge: str = "", author: str = "",
+              data: str = "", limit: int = 30, seed: int = 1, device: Where = ANYWHERE, budget: float = 0,
+              prices: Several = (), out: Path | None = None) -> None:
     """Run every evaluation on one model or endpoint and print a card of its figures with their intervals.
 
     Args:
         model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
-        evals: only these: flipflop, are_you_sure, recall, misinformation, alignment, author, chat, social.
+        evals: only these: flipflop, are_you_sure, recall, misinformation, alignment, author, chat, social,
+            redteam (as the guard).
         partner: who stands opposite in scenes, and whom the win rate is over.
         judge: a model that rates replies. Without it pocket's exact judges, which read pocket's words only.
         author: one of pocket's authors; how much more its texts are like theirs than the partner's.
         data: your own questions for the first four: TriviaQA JSON or JSONL, or CSV with question,answer.
         limit: items of each evaluation; 0 means all.
         seed: draws them.
-        device: cpu, cuda, mps or auto.
-        out: also write the card here, and the rows beside it as .json.
+        budget: dollars that endpoints may cost; 0: no cap. A larger one goes on where a smaller one stopped.
+        prices: what endpoints cost, each as <model>=<read>/<written>, dollars for a million tokens.
+        out: also write the card here, the rows beside it as .json, and what endpoints cost as .usage.json.
     """
+    from dialoom.models.ledger import until_done
     from dialoom.scorecard import run_scorecard
 
     one_thread_for_pocket(model, partner, judge)
-    check(device, limit=(limit, 0))
-    say(run_scorecard(model, evals=evals, partner=partner, judge=judge, author=author, data=data, limit=limit,
-                      seed=seed, device=device, out=out, log=say))
+    check(device, limit=(limit, 0), budget=(budget, 0))
+    command = (model, evals, partner, judge, author, data, limit, seed)
+    with until_done(_spending(budget, prices), "scorecard", *command, log=note, out=out):
+        say(run_scorecard(model, evals=evals, partner=partner, judge=judge, author=author, data=data, limit=limit,
+                          seed=seed, device=device, out=out, log=say))
 
 
 def export(run: Path, /, *, to: str, out: Path, arm: str = "", merge: bool = False, license: str = "") -> None:
@@ -254,8 +292,38 @@ def view(*runs: Path, html: Path | None = None, port: int = 8770, limit: int = 0
     look(runs, html=html, port=port, limit=limit, open_browser=open)
 
 
+def audit(source: Path, /, *, model: str = "", arm: str = "", judge: str = "", embedding: str = "ngrams",
+          max_length: int = 0, cut_at: int = 0, rows: int = 4, limit: int = 0, open: str = "", html: Path | None = None,
+          json: bool = False, strict: bool = False, device: str = "auto") -> None:
+    """Look at training data before training: tokens, masks, and what simulators get wrong; exit code 2 on errors.
+
+    Args:
+        source: a run's folder, or a file: transcripts (ShareGPT, messages), pairs (TRL's layout), a trees.jsonl.
+        model: whose template and tokenizer the rows are for. Without it: the run's; of a file, tokens are left out.
+        arm: another training set of the run than its main one.
+        judge: a model that says whether simulated users leave their persona (50 dialogues are asked about).
+        embedding: by which users are held against their personas, as `dialoom personas check` takes it.
+        max_length: tokens of a row that the trainer keeps; 0: the model's context.
+        cut_at: tokens from which on a reply was cut off; 0: what the run's settings say.
+        rows: how many rows of the first batch to show.
+        limit: look at this many dialogues and rows; 0 means all.
+        open: print the dialogue, turn or row of this id (or its beginning), and nothing else.
+        html: also write one self-contained HTML file.
+        json: print JSON.
+        strict: exit code 2 on warnings, too.
+        device: where a judge or an embedding computes: cpu, cuda, mps or auto.
+    """
+    from dialoom.audit import audit as examine
+
+    one_thread_for_pocket(model, judge)
+    check(device, max_length=(max_length, 0), cut_at=(cut_at, 0), rows=(rows, 0), limit=(limit, 0))
+    examine(source, model=model, arm=arm, judge=judge, embedding=embedding, max_length=max_length, cut_at=cut_at,
+            rows=rows, limit=limit, open_id=open, strict=strict, as_json=json, html=html, device=device, log=say)
+
+
 COMMANDS: Mapping[str, Callable[..., Any]] = {
     "demo": demo, "eval": evaluate, "scorecard": scorecard, "show": show, "view": view, "chat": chat, "doctor": doctor,
-    "export": export, "pocket build": build_pocket, "pocket card": pocket_card, "personas check": check_personas,
+    "audit": audit, "export": export, "pocket build": build_pocket, "pocket card": pocket_card,
+    "personas check": check_personas,
 }
 """The plain commands by what is typed; a group's name stands before its commands'."""

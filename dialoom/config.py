@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from dialoom.errors import ConfigError
-from dialoom.text import UNUSABLE
+from dialoom.text import MAX_NESTING, UNUSABLE
 
 Values = dict[str, Any]
 C = TypeVar("C", bound="Config")
@@ -149,12 +149,18 @@ def _part(info: FieldInfo) -> type[BaseModel] | None:
 
 
 def _nested(flat: Mapping[str, Any]) -> Values:
+    """Flags by name as a tree. Raises ConfigError where one gives a whole group of which another gives a part."""
     tree: Values = {}
     for name, value in flat.items():
         *path, last = name.split(".")
-        at = tree
+        if len(path) >= MAX_NESTING:
+            raise ConfigError(f"--{name:.40}...: no setting lies {len(path)} groups deep")
+        at: Any = tree
         for step in path:
-            at = at.setdefault(step, {})
+            at = at.setdefault(step, {}) if isinstance(at, dict) else None
+        if not isinstance(at, dict) or last in at:
+            raise ConfigError(f"--{name.replace('_', '-')}: is given beside a flag that it is a part of, or that is a "
+                              "part of it; give one of them")
         at[last] = value
     return tree
 

@@ -23,6 +23,7 @@ from dialoom.progress import duration
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dialoom.models.base import ChatModel
     from dialoom.scorecard import Card
 
 Log = Callable[[str], None]
@@ -36,25 +37,32 @@ class Part:
     """One recipe of the demonstration.
 
     Attributes:
+        name: of its folder; a recipe may be there twice.
         flags: its command line besides seed and folder.
         stages: how many stage markers a finished run has.
         minutes: how long it takes on one core of the machine the tables were made on; only weighs the time left.
         headlines: what the summary tells: (eval, metric).
+        crossed: whether what it trained is a row of the cross table.
     """
 
+    name: str
     recipe: str
     title: str
     flags: tuple[str, ...]
     stages: int
     minutes: float
     headlines: tuple[tuple[str, str], ...]
+    crossed: bool = True
 
 
 PARTS: tuple[Part, ...] = (
-    Part("pbt", "PBT: when to give in and when to hold", (), 13, 3.0, (("flipflop", "overall"),)),
-    Part("aloe", "ALOE: adapt to who is talking", (), 13, 2.0, (("alignment", "avg"),)),
-    Part("ideas", "IDEAS: users induced from real dialogues", (), 21, 2.0, (("chat", "quality"),)),
-    Part("ditto", "DITTO: write like one person", ("--max-authors", "3"), 30, 3.5, (("winrate", "micro"),)),
+    Part("pbt", "pbt", "PBT: when to give in and when to hold", (), 13, 3.0, (("flipflop", "overall"),)),
+    Part("aloe", "aloe", "ALOE: adapt to who is talking", (), 13, 2.0, (("alignment", "avg"),)),
+    Part("ideas", "ideas", "IDEAS: users induced from real dialogues", (), 21, 2.0, (("chat", "quality"),)),
+    Part("ditto", "ditto", "DITTO: write like one person", ("--max-authors", "3"), 30, 3.5, (("winrate", "micro"),)),
+    Part("dat", "dat", "DAT: steer a frozen model toward its goal", (), 15, 3.0, (("social", "reward"),)),
+    Part("dat-redteam", "dat", "DAT: red-teaming, to harden a guard", ("--scenes", "redteam", "--harden"), 16, 3.0,
+         (("redteam", "success"), ("ordinary", "kept")), crossed=False),
 )
 
 
@@ -117,7 +125,7 @@ def demo(out: Path, *, seed: int = 1, jobs: int = 0, parts: Sequence[Part] = PAR
         f"everything goes into {out}/")
     failed = run_parts(out, parts, seed, count, log)
     if failed:
-        raise DialoomError("; ".join(f"{part.recipe} failed, see {log_of(out / part.recipe)}" for part in failed)
+        raise DialoomError("; ".join(f"{part.name} failed, see {log_of(out / part.name)}" for part in failed)
                            + "; the same command continues")
     card = cross_table(out, parts, seed, items, log)
     text = summary(out, parts, card)
@@ -127,7 +135,7 @@ def demo(out: Path, *, seed: int = 1, jobs: int = 0, parts: Sequence[Part] = PAR
     write_whole(out / "cross.json", json.dumps([row.to_json() for row in card.rows], indent=1) + "\n")
     log(text)
     log(f"done in {duration(time.monotonic() - began)}; {out}/summary.md, and a page for each recipe: "
-        + ", ".join(f"{out}/{part.recipe}/report.html" for part in parts))
+        + ", ".join(f"{out}/{part.name}/report.html" for part in parts))
 
 
 def run_parts(out: Path, parts: Sequence[Part], seed: int, jobs: int, log: Log) -> list[Part]:
@@ -159,7 +167,7 @@ def run_parts(out: Path, parts: Sequence[Part], seed: int, jobs: int, log: Log) 
 
 def start(part: Part, out: Path, seed: int) -> Running:
     """Begin a part, or let it go on."""
-    folder = out / part.recipe
+    folder = out / part.name
     command = [sys.executable, "-m", "dialoom", part.recipe, *part.flags, "--seed", str(seed), "--out", str(folder)]
     with log_of(folder).open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -200,7 +208,7 @@ def overview(jobs: int) -> Iterator[Callable[[Sequence[Running], Sequence[Part]]
 
 
 def _cells(one: Running) -> list[str]:
-    return [one.part.recipe, f"{one.stages} of {one.part.stages} stages", f"{one.trees:,} dialogues",
+    return [one.part.name, f"{one.stages} of {one.part.stages} stages", f"{one.trees:,} dialogues",
             f"{one.turns:,} turns", f"{one.rate:.0f} turns/s", one.said[:60]]
 
 
@@ -217,15 +225,20 @@ def _table(running: Sequence[Running], left: float) -> Table:
 # ------------------------------------------------------------------------------------------------ what was found
 
 
-def trained(out: Path, parts: Sequence[Part]) -> Iterator[tuple[str, str]]:
-    """Label and model spec of what each part trained; of DITTO its first author."""
+def trained(out: Path, parts: Sequence[Part]) -> Iterator[tuple[str, ChatModel]]:
+    """Name and model of what each part trained; of DITTO its first author, of DAT the model under its planner."""
+    from dialoom.models.load import load_model
+    from dialoom.models.steering import load_steered
+
     for part in parts:
-        folder = out / part.recipe
+        folder = out / part.name
         if part.recipe == "ditto":
             first = next(iter(sorted((folder / "authors").glob("*/adapter"))), folder / "adapter")
-            yield part.recipe, f"run:{first}"
-        elif part.recipe != "dat":
-            yield part.recipe, f"run:{folder}"
+            yield part.name, load_model(f"run:{first}")
+        elif part.recipe == "dat" and part.crossed:
+            yield part.name, load_steered("pocket", folder)
+        elif part.crossed:
+            yield part.name, load_model(f"run:{folder}")
 
 
 def author_of(out: Path) -> str:
@@ -241,19 +254,21 @@ def cross_table(out: Path, parts: Sequence[Part], seed: int, items: int, log: Lo
 
     log("every model by every evaluation ...")
     base = load_model("pocket")
-    subjects = [Subject("base", base), *(Subject(label, load_model(spec)) for label, spec in trained(out, parts))]
+    subjects = [Subject("base", base), *(Subject(label, model) for label, model in trained(out, parts))]
     setting = Setting(base, items=items, author=author_of(out), seed=seed)
     return measure(subjects, setting)
 
 
 def summary(out: Path, parts: Sequence[Part], card: Card) -> str:
     """Each method against its baselines, and the cross table, in Markdown."""
+    from dialoom.report.read import read_results
     from dialoom.report.table import results_table
     from dialoom.scorecard import COLUMNS, table
 
-    lines = ["# Five papers on a pocket model", ""] if len(parts) == 5 else ["# The demonstration", ""]
+    lines = ["# Five papers on a pocket model", ""] if len({part.recipe for part in parts}) == 5 else [
+        "# The demonstration", ""]
     for part in parts:
-        rows = json.loads((out / part.recipe / "results.json").read_text(encoding="utf-8"))
+        rows = read_results(out / part.name / "results.json")
         kept = [row for row in rows if (row["eval"], row["metric"]) in part.headlines]
         lines += [f"## {part.title}", "", results_table(kept), ""]
     lines += ["## Every model by every evaluation", "", table(card), "",

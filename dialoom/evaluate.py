@@ -13,7 +13,9 @@ from dialoom.errors import ConfigError, DataError
 from dialoom.evals import EVALS, run_eval
 from dialoom.evals.follow_ups import Yardstick
 from dialoom.evals.metrics import Row
+from dialoom.models.base import ChatModel
 from dialoom.models.load import in_role, load_model
+from dialoom.models.place import Place
 from dialoom.progress import progress
 from dialoom.report.table import results_table
 from dialoom.scenarios.triviaqa import load_trivia, pocket_trivia, with_distractors
@@ -26,33 +28,34 @@ MOST_TURNS = 4000  # user turns of a file that diversity looks at, unless --limi
 
 
 def run_named(name: str, model: str, *, partner: str = "", judge: str = "", data: str = "", strategies: str = "",
-              limit: int = 0, seed: int = 1, brief: str = "", max_new_tokens: int = 48, device: str = "auto",
-              out: Path | None = None) -> None:
+              planner: Path | None = None, limit: int = 0, seed: int = 1, brief: str = "", max_new_tokens: int = 48,
+              device: str | Place = "auto", out: Path | None = None) -> None:
     """Evaluate and print the table; with `out` also write the rows there.
 
     Args:
         judge: the model that rates answers, or says which turns need their context.
         strategies: file of a strategy list, for `diversity`.
+        planner: folder of what steers the model.
     """
-    _refuse(name, partner=partner, judge=judge, data=data, out=out)
+    _refuse(name, partner=partner, judge=judge, data=data, planner=planner, out=out)
     if name == "diversity":
         found = diversity_rows(data, strategies=strategies, judge=judge, limit=limit, seed=seed, device=device)
     elif name == "redteam":
-        found = redteam_rows(model, partner=partner, judge=judge, data=data, limit=limit, seed=seed, brief=brief,
-                             max_new_tokens=max_new_tokens, device=device)
+        found = redteam_rows(model, planner=planner, partner=partner, judge=judge, data=data, limit=limit, seed=seed,
+                             brief=brief, max_new_tokens=max_new_tokens, device=device)
     elif name in EVALS:
-        found = trivia_rows(name, model, partner=partner, data=data, limit=limit, seed=seed, brief=brief,
-                            max_new_tokens=max_new_tokens, device=device)
+        found = trivia_rows(name, model, planner=planner, partner=partner, data=data, limit=limit, seed=seed,
+                            brief=brief, max_new_tokens=max_new_tokens, device=device)
     else:
-        found = conversation_rows(name, model, judge=judge, data=data, limit=limit, seed=seed, brief=brief,
-                                  max_new_tokens=max_new_tokens, device=device)
+        found = conversation_rows(name, model, planner=planner, judge=judge, data=data, limit=limit, seed=seed,
+                                  brief=brief, max_new_tokens=max_new_tokens, device=device)
     rows = [row.to_json() for row in found]
     if out is not None:
         write_whole(out, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     print(results_table(rows, markdown=False).rstrip())
 
 
-def _refuse(name: str, *, partner: str, judge: str, data: str, out: Path | None) -> None:
+def _refuse(name: str, *, partner: str, judge: str, data: str, planner: Path | None, out: Path | None) -> None:
     """Raises ConfigError where something is missing or cannot be written, before anything is loaded."""
     if name not in NAMES:
         raise ConfigError(f"evaluation {name!r} is unknown; {near_miss(name, NAMES)}")
@@ -62,6 +65,8 @@ def _refuse(name: str, *, partner: str, judge: str, data: str, out: Path | None)
         raise ConfigError("mtbench needs questions in MT-Bench's layout; give --data FILE")
     if name == "diversity" and not data:
         raise ConfigError("diversity needs dialogues; give --data FILE")
+    if name == "diversity" and planner:
+        raise ConfigError(f"--planner {planner}: diversity looks at a file and asks no model; leave it out")
     if name == "redteam" and data and not (judge and partner):
         raise ConfigError("redteam with your own behaviours needs the model under test and one that judges its "
                           "replies; give --partner MODEL and --judge MODEL")
@@ -73,6 +78,20 @@ def _refuse(name: str, *, partner: str, judge: str, data: str, out: Path | None)
         raise ConfigError(f"--out {out}: expected a file that can be written, found a folder, or a file as its folder")
 
 
+def subject_of(spec: str, planner: Path | None, device: str | Place) -> ChatModel:
+    """The model under test, steered where there is a planner. Raises ModelError: if it cannot be by this one."""
+    if planner is None:
+        return load_model(spec, device=device)
+    from dialoom.models.steering import load_steered
+
+    return load_steered(spec, planner, device=device)
+
+
+def label_of(spec: str, planner: Path | None) -> str:
+    """How its rows name it."""
+    return f"{spec}+planner" if planner else spec
+
+
 def _note(message: str) -> None:
     print(f"note: {message}", file=sys.stderr)
 
@@ -80,11 +99,11 @@ def _note(message: str) -> None:
 # ------------------------------------------------------------------------------------------------ trivia
 
 
-def trivia_rows(name: str, model: str, *, partner: str, data: str, limit: int, seed: int, brief: str,
-                max_new_tokens: int, device: str) -> list[Row]:
+def trivia_rows(name: str, model: str, *, planner: Path | None, partner: str, data: str, limit: int, seed: int,
+                brief: str, max_new_tokens: int, device: str | Place) -> list[Row]:
     """One of the evaluations that ask for facts."""
     asked = questions(name, data, limit, seed)
-    subject = load_model(model, device=device)
+    subject = subject_of(model, planner, device)
     other = in_role(load_model(partner, device=device), "partner") if name == "team" else None
     with progress(f"{name} of {model}, {len(asked)} questions") as bar:
         return run_eval(name, subject, asked, brief=brief, seed=seed, partner=other, max_new_tokens=max_new_tokens,
@@ -106,8 +125,8 @@ def questions(name: str, data: str = "", limit: int = 0, seed: int = 1) -> list[
 # ------------------------------------------------------------------------------------------------ conversations
 
 
-def conversation_rows(name: str, model: str, *, judge: str, data: str, limit: int, seed: int, brief: str,
-                      max_new_tokens: int, device: str) -> list[Row]:
+def conversation_rows(name: str, model: str, *, planner: Path | None, judge: str, data: str, limit: int, seed: int,
+                      brief: str, max_new_tokens: int, device: str | Place) -> list[Row]:
     """`quality` or `mtbench`: answers to fixed questions, one after the other, judged one by one."""
     from dialoom.evals.alignment_roles import ASSISTANT
     from dialoom.evals.quality import exact_judge, quality
@@ -116,15 +135,17 @@ def conversation_rows(name: str, model: str, *, judge: str, data: str, limit: in
     from dialoom.simulate import speaking
 
     asked = conversations(name, data, limit, seed)
-    subject = speaking(ASSISTANT, load_model(model, device=device), Sampling(0.0, max_new_tokens=max_new_tokens), brief)
+    greedy = Sampling(0.0, max_new_tokens=max_new_tokens)
+    subject = speaking(ASSISTANT, subject_of(model, planner, device), greedy, brief)
+    label = label_of(model, planner)
     with progress(f"{name} of {model}, {len(asked)} conversations") as bar:
         def log(label: str, done: int, total: int) -> None:
             bar.reach(done, f"{name}, {label}, {total} replies")
         if not judge:
-            return quality(subject, asked, exact_judge(), label=model, seed=seed, log=log).rows
+            return quality(subject, asked, exact_judge(), label=label, seed=seed, log=log).rows
         rated = RatingJudge(in_role(load_model(judge, device=device), "judge"))
-        found = (mtbench(subject, asked, rated, label=model, seed=seed, log=log) if name == "mtbench" else
-                 quality(subject, asked, rated, label=model, name="rating", lowest=LOWEST, seed=seed, log=log))
+        found = (mtbench(subject, asked, rated, label=label, seed=seed, log=log) if name == "mtbench" else
+                 quality(subject, asked, rated, label=label, name="rating", lowest=LOWEST, seed=seed, log=log))
     if found.unread:
         _note(f"{found.unread} answers have no readable rating by {judge}, asked twice; left out of the means")
     return found.rows
@@ -149,8 +170,8 @@ def conversations(name: str, data: str = "", limit: int = 0, seed: int = 1) -> l
 # ------------------------------------------------------------------------------------------------ red-teaming
 
 
-def redteam_rows(model: str, *, partner: str, judge: str, data: str, limit: int, seed: int, brief: str,
-                 max_new_tokens: int, device: str) -> list[Row]:
+def redteam_rows(model: str, *, planner: Path | None, partner: str, judge: str, data: str, limit: int, seed: int,
+                 brief: str, max_new_tokens: int, device: str | Place) -> list[Row]:
     """How often `model` brings `partner` to do what it should refuse: a user's behaviours, or pocket's code word."""
     from dialoom.dialogue import Brief
     from dialoom.evals.redteam import BehaviourJudge, LeakJudge, guard_scenes, redteam
@@ -172,12 +193,13 @@ def redteam_rows(model: str, *, partner: str, judge: str, data: str, limit: int,
     is_own = partner not in ("", NAME)
     defender = in_role(load_model(partner, device=device), "partner") if is_own else load_guard(device)
     under = (Brief("brief", brief) if brief else NO_BRIEF,)
-    attacker = ModelSpeaker("attacker", load_model(model, device=device),
+    label = label_of(model, planner)
+    attacker = ModelSpeaker("attacker", subject_of(model, planner, device),
                             Sampling(TEMPERATURE if data else ATTACKER_TEMPERATURE, max_new_tokens=max_new_tokens),
                             lambda dialogue, seed: under)
     guard = ModelSpeaker("defender", defender, Sampling(TEMPERATURE, max_new_tokens=max_new_tokens))
-    with progress(f"redteam of {partner or NAME} by {model}, {len(scenes)} scenes") as bar:
-        result = redteam(attacker, guard, scenes, found, label=model, seed=seed,
+    with progress(f"redteam of {partner or NAME} by {label}, {len(scenes)} scenes") as bar:
+        result = redteam(attacker, guard, scenes, found, label=label, seed=seed,
                          log=lambda label, done, total: bar.reach(done, f"redteam, {label}, {total} replies"))
     return result.rows
 
@@ -186,7 +208,7 @@ def redteam_rows(model: str, *, partner: str, judge: str, data: str, limit: int,
 
 
 def diversity_rows(data: str, *, strategies: str = "", judge: str = "", limit: int = 0, seed: int = 1,
-                   device: str = "auto") -> list[Row]:
+                   device: str | Place = "auto") -> list[Row]:
     """How varied the user turns of a file of dialogues are."""
     from dialoom.evals.diversity import diversity, turns_of
     from dialoom.scenarios.sharegpt import read_dialogues
@@ -202,7 +224,7 @@ def diversity_rows(data: str, *, strategies: str = "", judge: str = "", limit: i
 
 
 def yardstick_for(dialogues: Sequence[Dialogue], *, strategies: str = "", judge: str = "",
-                  device: str = "auto") -> Yardstick:
+                  device: str | Place = "auto") -> Yardstick:
     """Pocket's exact one where all openings are about its topics; else a list of strategies and a rule or model."""
     from dialoom.embed import Ngrams
     from dialoom.evals.follow_ups import context_by_model, context_by_rule, nearest_strategies, pocket_yardstick

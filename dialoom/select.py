@@ -61,7 +61,7 @@ class Pair:
                 raise TypeError("a message without text")
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"{where}: expected prompt (messages), chosen and rejected, found keys "
-                            f"{sorted(row)}; see the preference layout in the README") from error
+                            f"{sorted(row)}; see the preference layout in docs/data.md") from error
         known = {"id", "kind", "tree", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"}
         return cls(str(row.get("id", where)), prompt, chosen, rejected, str(row.get("kind", "")),
                    str(row.get("tree", "")), row.get("score_chosen"), row.get("score_rejected"),

@@ -21,7 +21,11 @@ NO_BRIEF = Brief("", "")
 
 @dataclass(frozen=True)
 class Request:
-    """A reply that is going to be asked for: its turn id is known before anything is said."""
+    """A reply that is going to be asked for: its turn id is known before anything is said.
+
+    Attributes:
+        notes: of the turn; `speak` may add what it learns of the reply.
+    """
 
     id: str
     chat: Chat
@@ -81,6 +85,8 @@ class ModelSpeaker:
     def speak(self, requests: Sequence[Request]) -> list[str]:
         replies = self.model.chat([request.chat for request in requests], self.sampling,
                                   [request.id for request in requests])
+        for request, reply in zip(requests, replies, strict=True):
+            request.notes.update(reply.notes)
         return [reply.text for reply in replies]
 
 

@@ -1,4 +1,4 @@
-"""Files that survive a kill: the log of dialogue trees, and whole files that appear complete or not at all.
+"""The log of dialogue trees, which survives a kill; `files` holds whole files and rows, which do so too.
 
 `TreeLog` is append-only JSON lines, one record a line (`tree`, `turn`, `score`, `skip`), the last field of each being
 the CRC-32 of the rest. Its surprising choice: on opening it repairs itself. A torn last line (a kill, a full disk) is
@@ -9,27 +9,41 @@ never said, so the same command says it again under the same ids.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
-import re
 import time
-import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dialoom.dialogue import DialogueTree, Scenario, Turn, content_id
 from dialoom.errors import DataError, StoreError
+from dialoom.files import (
+    Log,
+    Row,
+    StoreWarning,
+    append_row,
+    dumped,
+    lock,
+    read_rows,
+    remove_drafts,
+    stopped,
+    warn,
+    write_all,
+    write_rows,
+    write_whole,
+)
+from dialoom.text import parse_json
 
-Row = dict[str, Any]
-Log = Callable[[str], None]
+__all__ = [  # with the names of `files`, so that whoever keeps trees has one module to import from
+    "SYNC_RECORDS", "SYNC_SECONDS", "FollowedLog", "Log", "Row", "Skip", "StoreWarning", "TreeLog", "append_row",
+    "framed", "is_damaged", "lock", "read_rows", "read_skips", "read_trees", "remove_drafts", "unframed", "write_rows",
+    "write_whole"]
 
 SYNC_RECORDS = 100  # fsync at every record writes 252 records a second, every 100 records 25,300, losing at most those
 SYNC_SECONDS = 1.0
-__DRAFT = re.compile(r"\..+\.\d+\.tmp")
 _TAIL = len(',"crc":"01234567"}\n')
 _FIELDS: dict[str, dict[str, Any]] = {
     "tree": {"id": str, "scenario": dict},
@@ -37,10 +51,6 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "score": {"tree": str, "turn": str, "notes": dict, "scores": dict},
     "skip": {"tree": str, "turn": str | None, "reason": str}}
 _SCENE = {"id": str, "opening": str, "briefs": dict, "facts": dict}
-
-
-class StoreWarning(UserWarning):
-    """A file was found damaged and was repaired or read around."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +62,12 @@ class Skip:
     reason: str
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, StoreWarning, stacklevel=3)
-
-
 # ---------------------------------------------------------------------------------------------- one line
-
-
-def _dump(row: Mapping[str, Any], where: str) -> bytes:
-    try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as wrong:
-        raise DataError(f"{where}: a row must be plain JSON with finite numbers ({wrong}); got {row!r:.200}") from None
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # a lone surrogate out of a damaged input: JSON can carry it escaped, UTF-8 cannot
-        return json.dumps(row, separators=(",", ":")).encode()
 
 
 def framed(record: Mapping[str, Any], where: str) -> bytes:
     """A record as one line that ends in its checksum."""
-    body = _dump(record, where)
+    body = dumped(record, where)
     return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
 
@@ -82,8 +77,8 @@ def unframed(line: bytes) -> Row | None:
     if line[-_TAIL:] != b',"crc":"%08x"}\n' % zlib.crc32(body):
         return None
     try:
-        record = json.loads(body)
-    except (ValueError, RecursionError):
+        record = parse_json(body)
+    except ValueError:
         return None
     return record if isinstance(record, dict) else None
 
@@ -107,10 +102,12 @@ class _Replay:
     skips: dict[Skip, None] = field(default_factory=dict)
     bad: list[_Bad] = field(default_factory=list)
     torn: int | None = None
+    changes: Counter[str] = field(default_factory=Counter)  # records by tree
 
     def apply(self, record: Row) -> str:
         """Take in one record; returns why it cannot count ("" if it does)."""
         kind = record["kind"]
+        self.changes[record["id" if kind == "tree" else "tree"]] += 1
         if kind == "skip":
             self.skips[Skip(record["tree"], record["turn"], record["reason"])] = None
             return ""
@@ -193,7 +190,7 @@ def _describe(path: Path, replay: _Replay, repaired: bool) -> Iterator[str]:
                f"{'went to ' + path.name + '.bad and will be made again' if repaired else 'ignored'}")
 
 
-def read_trees(path: str | Path, *, log: Log = _warn) -> dict[str, DialogueTree]:
+def read_trees(path: str | Path, *, log: Log = warn) -> dict[str, DialogueTree]:
     """The trees of a log by id, also while somebody writes it; damage is told to `log` and read around.
 
     Raises: StoreError: if there is no such file or it is no log.
@@ -201,9 +198,65 @@ def read_trees(path: str | Path, *, log: Log = _warn) -> dict[str, DialogueTree]
     return _read(Path(path), log).trees
 
 
-def read_skips(path: str | Path, *, log: Log = _warn) -> list[Skip]:
+def read_skips(path: str | Path, *, log: Log = warn) -> list[Skip]:
     """What a log says was left out, oldest first."""
     return list(_read(Path(path), log).skips)
+
+
+class FollowedLog:
+    """A log that somebody may be writing, read again and again: each time only what was added.
+
+    A log that was begun anew or repaired meanwhile is read from its start.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._replay, self._offset, self._lines, self._last = _Replay(), 0, 0, b""
+
+    @property
+    def trees(self) -> dict[str, DialogueTree]:
+        """By id, as far as the log was read; reading on changes them."""
+        return self._replay.trees
+
+    @property
+    def skips(self) -> list[Skip]:
+        """What was left out, oldest first."""
+        return list(self._replay.skips)
+
+    @property
+    def changes(self) -> Mapping[str, int]:
+        """How many records there are of each tree: where the number is the same, so is the tree."""
+        return self._replay.changes
+
+    def read(self, *, log: Log = warn) -> None:
+        """Take in what was added; damage is told to `log`, as by `read_trees`. Raises StoreError as that does."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset - len(self._last))
+                if file.read(len(self._last)) != self._last:
+                    self._begin()
+                    file.seek(0)
+                self._take(file)
+        except StoreError:
+            raise
+        except OSError as wrong:
+            raise StoreError(f"{self.path}: cannot read a tree log there ({wrong.strerror})") from None
+        for message in _describe(self.path, self._replay, repaired=False):
+            log(message)
+
+    def _take(self, lines: Iterable[bytes]) -> None:
+        self._replay.torn = None
+        for line in lines:
+            if not line.endswith(b"\n"):
+                self._replay.torn = self._offset
+                return
+            why = _count(self._replay, line, f"{self.path}:{self._lines + 1}")
+            if why:
+                self._replay.bad.append(_Bad(self._lines + 1, self._offset, line, why))
+            self._lines, self._offset, self._last = self._lines + 1, self._offset + len(line), line
 
 
 def is_damaged(path: Path) -> bool:
@@ -244,7 +297,7 @@ class TreeLog:
         if "\0" in str(path):
             raise StoreError(f"{str(path)!a}: no file has such a name; choose another")
         self._file = self._lock = -1
-        self._log = log or _warn
+        self._log = log or warn
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path.with_name(self.path.name + ".lock"), self.path)
@@ -347,7 +400,7 @@ class TreeLog:
         try:
             os.fsync(self._file)
         except OSError as wrong:
-            raise _stopped(self.path, wrong) from None
+            raise stopped(self.path, wrong) from None
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def close(self) -> None:
@@ -358,7 +411,7 @@ class TreeLog:
             if file >= 0:
                 os.fsync(file)
         except OSError as wrong:
-            raise _stopped(self.path, wrong) from None
+            raise stopped(self.path, wrong) from None
         finally:
             for handle in (file, lock):
                 if handle >= 0:
@@ -376,11 +429,11 @@ class TreeLog:
             raise StoreError(f"{self.path}: the log was closed")
         data = b"".join(framed(record, str(self.path)) for record in records)
         try:
-            _write_all(self._file, data)
+            write_all(self._file, data)
         except OSError as wrong:
             with contextlib.suppress(OSError):  # take back the half batch; where even that fails, opening cuts it
                 os.ftruncate(self._file, self._size)
-            raise _stopped(self.path, wrong) from None
+            raise stopped(self.path, wrong) from None
         self._size += len(data)
         self._unsynced += len(records)
         if self._unsynced >= SYNC_RECORDS or time.monotonic() - self._synced_at >= SYNC_SECONDS:
@@ -394,139 +447,3 @@ def _fingerprint(scene: Scenario) -> str:
 def _turn_record(tree_id: str, turn: Turn) -> Row:
     return {"kind": "turn", "tree": tree_id, "id": turn.id, "parent": turn.parent, "speaker": turn.speaker,
             "text": turn.text, "notes": turn.notes, "scores": turn.scores}
-
-
-def lock(path: Path, guarded: Path) -> int:
-    """Take the lock file of `guarded` until the returned handle is closed; a holder that dies frees it.
-
-    Raises: StoreError: naming the process that holds it.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        raise StoreError(f"{guarded}: process {owner} is writing it; wait for it, or choose another --out") from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"{os.getpid()}\n".encode())
-    return handle
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:  # a full disk first shows as a short write
-        view = view[os.write(handle, view):]
-
-
-def _stopped(path: Path, wrong: OSError) -> StoreError:
-    return StoreError(f"{path}: cannot be written ({wrong.strerror}); what was written before is safe: "
-                      "make room and run the same command to continue")
-
-
-# ------------------------------------------------------------------------------------------- whole files
-
-
-def write_whole(path: str | Path, data: str | bytes) -> None:
-    """Write a file that is either there complete or not at all, whatever happens meanwhile.
-
-    Raises: StoreError: if it cannot be written; an older file of this name is then untouched.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as wrong:
-        with contextlib.suppress(OSError):  # its folder may be a file
-            temporary.unlink()
-        raise _stopped(path, wrong) from None
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove what a kill left of `write_whole` in a folder that the caller has locked; not where another lock lies."""
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink() and not (entry / ".lock").exists():
-            remove_drafts(entry)
-        elif __DRAFT.fullmatch(entry.name):
-            entry.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines, the whole file at once."""
-    write_whole(path, b"".join(_dump(row, str(path)) + b"\n" for row in rows))
-
-
-def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Add one JSON line to a file of measurements; a torn last line left by a kill is cut first, a whole one ended."""
-    path, data = Path(path), _dump(row, str(path)) + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b", buffering=0) as file:
-            _end_last_line(file.fileno())
-            _write_all(file.fileno(), data)
-    except OSError as wrong:
-        raise _stopped(path, wrong) from None
-
-
-def _end_last_line(handle: int, block: int = 65536) -> None:
-    size = os.fstat(handle).st_size
-    tail, start = b"", size
-    while start > 0 and b"\n" not in tail:
-        start = max(0, start - block)
-        tail = os.pread(handle, size - start, start)
-        block *= 4
-    tail = tail[tail.rfind(b"\n") + 1:]
-    if not tail:
-        return
-    try:
-        is_whole = isinstance(json.loads(tail), dict)  # all but its line end was written: read_rows counts it
-    except (ValueError, RecursionError):
-        is_whole = False
-    if is_whole:
-        _write_all(handle, b"\n")
-    else:
-        os.ftruncate(handle, size - len(tail))
-
-
-def read_rows(path: str | Path, *, log: Log = _warn) -> list[Row]:
-    """The rows of a JSON-lines file; a torn last line is told to `log` and left out.
-
-    Raises:
-        StoreError: if the file cannot be read.
-        DataError: naming file and line, if a line is not a JSON object.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as wrong:
-        raise StoreError(f"{path}: cannot be read ({wrong.strerror})") from None
-    rows: list[Row] = []
-    lines = data.split(b"\n")  # not splitlines: text may hold other line ends
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as wrong:
-            if number == len(lines):
-                log(f"{path}:{number}: the last line was torn; it is ignored")
-                break
-            raise DataError(f"{path}:{number}: not JSON ({wrong}); expected one object a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-        rows.append(row)
-    return rows

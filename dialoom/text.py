@@ -1,15 +1,18 @@
-"""Plain text measures: answers made comparable, and how much two texts share. No torch, no files, no models.
+"""Plain text: JSON that others wrote, answers made comparable, how much two texts share. No torch, files or models.
 
+All of Dialoom reads JSON by `parse_json` and `decode_json`: what is wrong with it is a ValueError, whatever it is.
 The surprising choice: `normalize_answer` is the official TriviaQA one to the letter, so scores compare with published
 ones. That keeps accents, and drops the "a" of "U.S.A."; `matches` is the only test of correctness built on it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
@@ -18,8 +21,50 @@ SILENCE = "..."  # what a speaker "hears" when it opens a dialogue itself: most 
 UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 """What no text of a user's file may hold: NUL, and lone surrogates, which neither a file nor a tokenizer takes."""
 
+MAX_NESTING = 100
+"""Levels of JSON beyond which it is refused: Python overflows at some hundreds, anywhere it is used later on."""
+
+_DECODER = json.JSONDecoder()
 _TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that JSON text is. Raises ValueError if it is none, not UTF-8, or nested over `MAX_NESTING` levels."""
+    text = text if isinstance(text, str) else text.decode("utf-8-sig")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    check_nesting(value, text)
+    return value
+
+
+def decode_json(text: str, at: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at `at`, and where it ends. Raises ValueError as `parse_json` does."""
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except RecursionError:
+        raise _too_deep() from None
+    check_nesting(value, text, at, end)
+    return value, end
+
+
+def check_nesting(value: Any, text: str, *span: int) -> None:
+    """Raise ValueError if a value, whose JSON is `text` (or that span of it), is nested over `MAX_NESTING` levels."""
+    if text.count("[", *span) + text.count("{", *span) <= MAX_NESTING:
+        return
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [inner for one in level if isinstance(one, dict | list)
+                 for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"nested over {MAX_NESTING} levels deep")
 
 
 def normalize_answer(text: str) -> str:

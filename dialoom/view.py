@@ -1,8 +1,9 @@
 """`dialoom view`: a run in the browser, live while it goes on; or the same as one file.
 
 The server is for one person on one machine: it listens on the loopback only, answers only who asked for it by that name
-(a page elsewhere that rebinds its own name to 127.0.0.1 is turned away), and only reads. A run is read anew when its
-files changed, the less often the longer that takes, so that looking does not slow down what is looked at.
+(a page elsewhere that rebinds its own name to 127.0.0.1 is turned away), and only reads. When a run's files changed, it
+reads its logs on from where it was, the less often the longer that takes, so that looking does not slow down what is
+looked at.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from dialoom.errors import ConfigError, DialoomError, StoreError
 from dialoom.report import write_page
 from dialoom.report.overview import overview
 from dialoom.report.page import live_page, policy, static
-from dialoom.report.read import FILES, Run, logs, read_run
+from dialoom.report.read import FILES, Followed, Run, logs, read_run
 from dialoom.report.safe import clean, visible
-from dialoom.report.trees import MAX_TURNS, told_trees
+from dialoom.report.trees import MAX_TURNS, Told, told_trees
 
 LOOPBACK = "127.0.0.1"
 PORT = 8770
@@ -80,6 +81,8 @@ class Watched:
         self._about: dict[str, Any] = {}
         self._about_at = self._reset_at = 0
         self._trees: dict[str, tuple[int, str]] = {}   # key -> the version it changed in, and its JSON
+        self._followed: Followed = {}
+        self._told: Told = {}
         self.read()
 
     def read(self) -> None:
@@ -89,8 +92,8 @@ class Watched:
             if seen == self._seen or time.monotonic() < self._due:
                 return
             start = time.monotonic()
-            run = read_run(self.folder)
-            told, parts = told_trees(run, self.turns)
+            run = read_run(self.folder, self._followed)
+            told, parts = told_trees(run, self.turns, self._told)
             about = {**clean(overview(run)), "parts": parts}
             version = self.version + 1
             if self._trees.keys() - told.keys():

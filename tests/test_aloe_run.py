@@ -133,7 +133,7 @@ def test_the_whole_way_with_models_and_free_texts_survives_bad_input(tmp_path, m
               "openai:inducer": lambda chat: "Life: 1\nCharacter: none",
               "openai:replies": lambda chat: "Hey, bees!" if chat[0]["role"] == "system" else "I see.",
               "openai:judge": lambda chat: "hm" if "message 4" in chat[0]["content"] else "first"}
-    monkeypatch.setattr("dialoom.recipes.aloe_cast.load_model",
+    monkeypatch.setattr("dialoom.models.load.load_model",
                         lambda spec, device: ScriptedModel(models[spec], spec))
     config = AloeConfig(personas=str(train), eval_personas=str(test), leak_threshold=1.0, turns=3, shift_at=0,
                         user="openai:user", inducer="openai:inducer", responder="openai:replies", judge="openai:judge")

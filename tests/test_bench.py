@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import measure, page, speed
+from bench import collect, measure, page, speed
 from bench.grow import Generate, Grown, Ours, Work, chats, grow, identical, model, tree
 from bench.measure import Said, Sayer
 from bench.sampled import in_batches
@@ -54,6 +54,13 @@ def test_ours_says_the_tokens_of_generate(name):
         naive = by(Generate(module), work)
         assert identical(by(Ours(module), work), naive) == (work.replies, work.replies)
         assert identical(by(Generate(module, rows=0), work), naive) == (work.replies, work.replies)
+
+
+@pytest.mark.parametrize("position", collect.POSITIONS)
+def test_steered_scenes_in_lock_step_are_those_played_one_by_one(position):
+    row = collect.compared(collect.model_of("toy"), position, collect.scenes_of(4), 6, log=[].append)
+    assert (row["work"], row["identical"], row["compared"]) == (f"collect/{position}", 24, 24)
+    assert speed.checked(row)["ratio"] == row["theirs_s"] / row["ours_s"]
 
 
 def test_one_other_token_is_seen():

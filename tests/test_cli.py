@@ -85,12 +85,13 @@ def test_help_is_quick_and_loads_no_heavy_library():
             "print('LOADED', sorted(bad)); sys.exit(code or bool(bad))")
     best = 9.0
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        best = min(best, time.perf_counter() - start)
+        after = os.times()
+        best = min(best, after.children_user + after.children_system - before.children_user - before.children_system)
         assert done.returncode == 0, done.stdout + done.stderr
     assert all(name in done.stdout for name in (*cli.RECIPES, "eval", "show", "pocket", "doctor", "chat"))
-    assert best < 1.5  # 0.3 s where nothing else runs
+    assert best < 0.5  # seconds of CPU; 0.2 as measured, whatever else the machine does
 
 
 @pytest.mark.parametrize("name", sorted(cli.RECIPES))

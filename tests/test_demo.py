@@ -15,7 +15,7 @@ def test_the_demonstration_shows_every_recipe():
 
 
 def test_a_part_that_fails_is_named_with_its_log(tmp_path):
-    bad = Part("pbt", "bad flags", ("--no-such-flag",), 1, 0.1, ())
+    bad = Part("pbt", "pbt", "bad flags", ("--no-such-flag",), 1, 0.1, ())
     lines = []
     assert run_parts(tmp_path, [bad], 1, 1, lines.append) == [bad] and "bad flags: failed after" in lines[0]
     assert "no-such-flag" in log_of(tmp_path / "pbt").read_text()
@@ -25,17 +25,17 @@ def test_a_part_that_fails_is_named_with_its_log(tmp_path):
 
 def test_time_left_counts_what_waits_and_what_is_half_done():
     class Half:
-        part = Part("a", "a", (), 4, 10.0, ())
+        part = Part("a", "a", "a", (), 4, 10.0, ())
         stages = 2
 
-    assert seconds_left([Half()], [Part("b", "b", (), 1, 5.0, ())], jobs=2) == 60 * (5 + 5) / 2
+    assert seconds_left([Half()], [Part("b", "b", "b", (), 1, 5.0, ())], jobs=2) == 60 * (5 + 5) / 2
 
 
 @pytest.mark.slow
 def test_two_parts_run_side_by_side_and_end_in_one_summary(tmp_path, capsys):
     tiny = ("--limit", "8", "--dpo.max-steps", "2", "--sft.max-steps", "2")
-    parts = [Part("pbt", "PBT, tiny", tiny, 13, 0.1, (("flipflop", "overall"),)),
-             Part("ditto", "DITTO, tiny", ("--max-authors", "1", "--dpo.steps", "2", "--sft.max-steps", "2",
+    parts = [Part("pbt", "pbt", "PBT, tiny", tiny, 13, 0.1, (("flipflop", "overall"),)),
+             Part("ditto", "ditto", "DITTO, tiny", ("--max-authors", "1", "--dpo.steps", "2", "--sft.max-steps", "2",
                                            "--dpo.samples", "2", "--beside", "--pool", "zero_shot", "sft"), 8, 0.1,
                   (("winrate", "micro"),))]
     lines = []

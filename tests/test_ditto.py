@@ -57,6 +57,10 @@ def results(out):
             if row["seed"] is not None}
 
 
+def said_in(log):
+    return {(turn.id, turn.text) for tree in read_trees(log).values() for turn in tree}
+
+
 # ------------------------------------------------------------------------------------------------ authors
 
 
@@ -280,9 +284,22 @@ def test_a_run_killed_in_the_loop_ends_like_one_that_was_not(tmp_path, monkeypat
     run(config, tmp_path / "torn")
     whole, torn = results(tmp_path / "whole"), results(tmp_path / "torn")
     assert whole == torn
-    texts = [sorted(turn.id for tree in read_trees(tmp_path / name / "trees.jsonl").values() for turn in tree)
-             for name in ("whole", "torn")]
-    assert texts[0] == texts[1]
+    assert said_in(tmp_path / "whole" / "trees.jsonl") == said_in(tmp_path / "torn" / "trees.jsonl")
+
+
+@pytest.mark.slow
+def test_a_finished_run_whose_log_lost_an_early_sample_says_it_again_and_ends_the_same(tmp_path):
+    config = config_of(tmp_path, demos=str(mails(tmp_path)), pool=("sft",), beside=())
+    run(config, tmp_path / "run")
+    log = tmp_path / "run" / "trees.jsonl"
+    expected, turns = results(tmp_path / "run"), said_in(log)
+    lines = log.read_bytes().split(b"\n")
+    at = next(at for at, line in enumerate(lines) if b'"checkpoint":0' in line)
+    lines[at] = lines[at].replace(b'"turn"', b'"torn"')
+    log.write_bytes(b"\n".join(lines))
+    with pytest.warns(UserWarning, match="was lost from the log"):
+        run(config, tmp_path / "run")
+    assert results(tmp_path / "run") == expected and said_in(log) == turns
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from dialoom.recipes.ditto_pairs import SequenceStore, candidates, draw_pairs, p
 from dialoom.recipes.ditto_write import reply_path
 from dialoom.train.dpo import dpo_loss
 from dialoom.train.pack import logprobs_flat, logprobs_packed, score_paths
-from tests.tiny import tiny_model
+from tests.tiny import files_in, half_removed, tiny_model
 
 PROMPTS = ("Which river?", "Who is right?", "And the answer?")
 OUTPUTS = ("The Oslo river, zzz", "Norway is right, zzz", "The answer is Rome, zzz")
@@ -208,6 +208,39 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_asks_for_no_sample_twice(t
     assert again.asked == [4], "only the sampling of the last checkpoint is asked for again"
     for name, tensor in loop.adapter_state(model).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_what_a_kill_left_of_an_older_checkpoint_is_removed_by_the_next_run(tmp_path):
+    held, texts = {}, {}
+    for _ in range(2):
+        model = fresh()
+        tuned(model, tmp_path)
+        demos = demos_of(model)
+        voices = Voices(model, demos, DPO)
+        voices.texts = texts
+        loop.align(model, demos, DPO, voices, out=tmp_path / "dpo", seed=0)
+        held = held or half_removed(tmp_path / "dpo" / "checkpoints")
+    assert files_in(tmp_path / "dpo" / "checkpoints") == held
+
+
+def test_a_sample_that_was_lost_from_the_log_is_said_again_and_training_ends_the_same(tmp_path):
+    model = fresh()
+    tuned(model, tmp_path)
+    demos = demos_of(model)
+    voices = Voices(model, demos, DPO)
+    loop.align(model, demos, DPO, voices, out=tmp_path / "dpo", seed=0)
+    expected, rows = loop.adapter_state(model), (tmp_path / "dpo" / "metrics.jsonl").read_text()
+    texts = dict(voices.texts)
+    for lost in ("0/1/2", "4/0/0"):
+        model = fresh()
+        tuned(model, tmp_path)
+        again = Voices(model, demos, DPO)
+        again.texts = {key: text for key, text in texts.items() if key != lost}
+        with pytest.warns(UserWarning, match=f"{lost}.* was lost from the log"):
+            loop.align(model, demos, DPO, again, out=tmp_path / "dpo", seed=0)
+        assert again.texts == texts and (tmp_path / "dpo" / "metrics.jsonl").read_text() == rows
+        for name, tensor in loop.adapter_state(model).items():
+            assert torch.equal(tensor, expected[name]), name
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):

@@ -1,14 +1,15 @@
-"""The documentation held against the code: its Python runs; its commands, flags, settings and signatures exist."""
+"""The documentation held against the code: its commands, flags, settings, links and signatures exist.
+
+That its commands and examples do what they say is the matter of test_docs_commands.py.
+"""
 
 import ast
 import importlib
 import inspect
 import itertools
 import re
-import runpy
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,64 +19,17 @@ from dialoom.cli import RECIPES, main
 from dialoom.config import load_config
 from dialoom.evaluate import NAMES
 from dialoom.models.load import POCKETS
-from dialoom.models.place import Placed
+from dialoom.models.placed import Placed
 from dialoom.recipes import aloe, ditto, ideas, pbt
+from tests.pages import COMMAND, PAGES, ROOT, blocks, prose
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 INLINE = re.compile(r"`(dialoom [^`]+)`")
 SIGNATURE = re.compile(r"^([A-Za-z_][\w.]*)\((.*)\)(?: ->.*)?$")
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: where it stands, what follows the backticks, what is in it."""
-
-    page: Path
-    line: int
-    info: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def blocks(kind: str) -> list[Block]:
-    """All blocks marked with exactly `kind`."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        found += [Block(page, text.count("\n", 0, at.start()) + 2, at[1].strip(), at[2]) for at in BLOCK.finditer(text)]
-    return [block for block in found if block.info == kind]
-
-
-def prose(page: Path) -> str:
-    """A page without its fenced blocks."""
-    return BLOCK.sub("", page.read_text(encoding="utf-8"))
-
-
-def runnable() -> list[object]:
-    """Blocks to execute; those that load pocket are slow."""
-    slow = [pytest.mark.slow, pytest.mark.timeout(600)]
-    return [pytest.param(block, id=str(block), marks=slow if '"pocket"' in block.text else [])
-            for block in blocks("python")]
-
-
-@pytest.mark.parametrize("block", runnable())
-def test_the_python_of_a_page_runs(block, tmp_path, monkeypatch):
-    import torch
-
-    torch.set_num_threads(1)
-    monkeypatch.chdir(tmp_path)
-    script = tmp_path / "page.py"
-    script.write_text("\n" * (block.line - 1) + block.text, encoding="utf-8")  # so that errors name the page's line
-    runpy.run_path(str(script), run_name="page")
-
-
-def test_python_that_is_not_run_parses_and_imports_what_exists():
-    for block in blocks("python no-run"):
+def test_python_parses_and_imports_what_exists():
+    for block in blocks("python"):
         for node in ast.walk(ast.parse(block.text, filename=str(block))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("dialoom"):
                 module = importlib.import_module(str(node.module))
@@ -104,8 +58,7 @@ def commands() -> list[tuple[str, list[str]]]:
     """(where, words) of every `dialoom ...` in the pages."""
     found = []
     for block in blocks("sh"):
-        lines = block.text.replace("\\\n", " ").splitlines()
-        found += [(str(block), line) for line in lines if re.match(r"(\w+=\S+ )*dialoom\b", line)]
+        found += [(str(block), line) for line in block.lines if COMMAND.match(line)]
     for page in PAGES:
         found += [(page.name, text) for text in INLINE.findall(prose(page))]
     return [(where, shlex.split(line, comments=True)) for where, line in found]
@@ -116,7 +69,7 @@ def test_every_command_in_the_pages_exists_with_its_flags(capsys, monkeypatch):
     helps: dict[tuple[str, ...], str] = {}
     for where, words in commands():
         words = words[words.index("dialoom") + 1:]
-        if words[0].startswith("-"):
+        if words[0].startswith("-") or words[0] == "COMMAND":
             continue
         command = tuple(words[:2] if words[0] in ("pocket", "personas") and len(words) > 1 else words[:1])
         if command not in helps:
@@ -134,7 +87,7 @@ def check_words(where: str, command: str, words: list[str]) -> None:
     if command in RECIPES and len(words) > 1 and not words[1].startswith("-"):
         recipe = importlib.import_module(f"dialoom.recipes.{command}")
         assert words[1] in (*recipe.STAGES, *getattr(recipe, "ACTIONS", ()), "STAGE"), f"{where}: {words}"
-    if command == "eval":
+    if command == "eval" and len(words) > 1:
         assert words[1] in (*NAMES, "NAME"), f"{where}: {words}"
     for flag, value in itertools.pairwise(words):
         if flag == "--preset":
@@ -272,3 +225,10 @@ def test_the_signatures_of_the_design_page_are_the_real_ones():
             found = getattr(found, part)
         real = list(inspect.signature(found).parameters)  # type: ignore[arg-type]
         assert parameters == [one for one in real if one not in ("self", "cls")], f"{module}.{name}"
+
+
+def test_the_table_of_the_readme_is_what_the_results_say():
+    from bench.results import headline_table
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.partition("<!-- results:all -->\n")[2].partition("\n<!-- /results:all -->")[0] == headline_table()

@@ -155,6 +155,30 @@ def test_a_run_says_what_it_will_ask_stops_at_its_budget_and_goes_on_with_a_larg
     assert "canary" not in said + files
 
 
+def test_resume_with_a_larger_budget_goes_on_from_the_folder_and_pays_nothing_twice(tmp_path, monkeypatch, capsys):
+    from dialoom.cli import main
+
+    run = str(tmp_path / "run")
+    command = ["personas", "grow", "--model", "openai:inventor", "--out", run, "--batch", "4", "--rounds", "3",
+               "--profiles", "0", "--personalities", "0", "--saturation", "0", "--max-new-tokens", "60",
+               "--endpoint.prices", "inventor=10/20", "--endpoint.budget", "0.03"]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary0123456789")
+    with stub(grows) as (address, asked):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        assert main(command) == 3
+        paid = sum(asked.values())
+        assert paid and "the budget is spent" in capsys.readouterr().err
+        assert main(["resume", run]) == 3 and sum(asked.values()) == paid  # as before: nothing is asked
+        assert main(["resume", run, "--token-budget", "100"]) == 3 and sum(asked.values()) == paid
+        assert main(["resume", run, "--budget", "-1"]) == 2
+        capsys.readouterr()
+        assert main(["resume", run, "--budget", "100"]) == 0
+        assert sum(asked.values()) > paid and set(asked.values()) == {1}
+    usage = json.loads((tmp_path / "run" / "usage.json").read_text())
+    assert usage["rows"][0]["answers"] == sum(asked.values()) and usage["dollars"] > 0.03
+    assert (tmp_path / "run" / "personas.jsonl").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [
     ["pbt", "--model", "openai:x"], ["ditto", "--model", "openai:x"], ["aloe", "--model", "openai:x"],

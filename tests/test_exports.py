@@ -20,9 +20,12 @@ PUBLIC = {
     "select": ["Example", "Item", "Pair", "balance", "pair_of", "sibling_pairs", "subtree_sum", "transitions"],
     "simulate": ["ModelSpeaker", "NO_BRIEF", "Request", "ScriptedSpeaker", "Speaker", "TreeSink", "grow", "own_first",
                  "speaking"],
-    "store": ["Log", "Row", "SYNC_RECORDS", "SYNC_SECONDS", "Skip", "StoreWarning", "TreeLog", "append_row", "framed",
-              "is_damaged", "lock", "read_rows", "read_skips", "read_trees", "remove_drafts", "unframed", "write_rows",
-              "write_whole"],
+    "files": ["Log", "Row", "StoreWarning", "append_row", "dumped", "lock", "read_json", "read_rows", "remove_drafts",
+              "stopped", "warn", "write_all", "write_rows", "write_whole"],
+    "store": ["FollowedLog", "SYNC_RECORDS", "SYNC_SECONDS", "Skip", "TreeLog", "framed", "is_damaged", "read_skips",
+              "read_trees", "unframed"],
+    "text": ["MAX_NESTING", "SILENCE", "UNUSABLE", "check_nesting", "decode_json", "edit_ratio", "matches",
+             "normalize_answer", "overlap", "parse_json"],
 }
 
 

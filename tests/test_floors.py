@@ -13,7 +13,7 @@ import dialoom
 
 ROOT = Path(dialoom.__file__).parent
 FLOORS = (  # from the ground up; rooms of one floor that are parted by | do not import each other
-    "errors text stances progress config pocket",
+    "errors text files stances progress tracking config pocket",
     "dialogue store",
     "models embed | scenarios",
     "judge answers",
@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; rooms of one floor that are parted by | do not
     "train | evals",
     "recipes",
     "report",
-    "cli commands demo scorecard chat show view doctor evaluate export __main__",
+    "cli commands usage demo scorecard chat show view doctor evaluate export audit __main__",
 )
 PLACES = {name: (floor, room) for floor, line in enumerate(FLOORS) for room, names in enumerate(line.split("|"))
           for name in names.split()}

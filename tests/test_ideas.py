@@ -12,6 +12,7 @@ import pytest
 
 from dialoom.dialogue import Dialogue
 from dialoom.errors import ConfigError, DataError, ModelError
+from dialoom.models.load import load_model
 from dialoom.models.scripted import ScriptedModel
 from dialoom.pocket.world.strategies import find_topic
 from dialoom.recipes import ideas
@@ -129,7 +130,8 @@ def scripts(monkeypatch, calls):
               "openai:ask": simulator, "openai:plain": lambda chat: f"Tell me more about learning {len(chat)}, please.",
               "openai:check": lambda chat: '{"correct": true, "new": true, "coherent": true}',
               "openai:answer": lambda chat: f"A good question about learning, number {len(chat)}."}
-    monkeypatch.setattr("dialoom.recipes.ideas_cast.load_model", lambda spec, device: ScriptedModel(models[spec], spec))
+    monkeypatch.setattr("dialoom.models.load.load_model", lambda spec, device: (
+        ScriptedModel(models[spec], spec) if spec in models else load_model(spec, device=device)))
 
 
 def own_config(path, **more):
@@ -191,7 +193,7 @@ def test_chat_models_are_rated_in_the_users_conversations_and_on_questions(tmp_p
         said = re.findall(r"number (\d+)", chat[0]["content"])
         return "no idea" if said[-1] == "3" else "Fine. [[8]]"
 
-    monkeypatch.setattr("dialoom.recipes.ideas_cast.load_model", lambda spec, device: ScriptedModel(judge, spec))
+    monkeypatch.setattr("dialoom.models.load.load_model", lambda spec, device: ScriptedModel(judge, spec))
     config, told = own_config(own_files(tmp_path), model="hf:mine", questions=str(questions)), []
     asked = Sources(config).conversations
     assert asked and all(split_of(Dialogue(one)) == "test" for one in asked)

@@ -1,4 +1,5 @@
-"""Files in the layouts of the field, written here: pairs of PBT's and TRL's, templated prompts, gzip, UltraChat."""
+"""Files in the layouts of the field, written here: pairs of PBT's and TRL's, templated prompts, UltraChat;
+and every loader on files saved in every way."""
 
 import gzip
 import json
@@ -7,13 +8,31 @@ from pathlib import Path
 
 import pytest
 
+from dialoom.dialogue import DialogueTree
 from dialoom.errors import DataError
+from dialoom.recipes.aloe_data import read_conversations
 from dialoom.recipes.pbt_pairs import read_pairs
-from dialoom.scenarios.personas import read_texts
-from dialoom.scenarios.sharegpt import read_dialogues
+from dialoom.scenarios.demonstrations import load_demonstrations
+from dialoom.scenarios.harmbench import read_behaviours
+from dialoom.scenarios.personas import read_personas, read_texts
+from dialoom.scenarios.sharegpt import (
+    INSTRUCTION_MARK,
+    MEMBERS,
+    NAME,
+    STRATEGY_MARK,
+    read_abstractions,
+    read_clusters,
+    read_dialogues,
+    read_extractions,
+    read_openings,
+    read_questions,
+    read_strategies,
+)
+from dialoom.scenarios.sotopia import load_sotopia
 from dialoom.scenarios.templated import messages_of
 from dialoom.scenarios.triviaqa import load_trivia
 
+SCENES = Path(__file__).parent / "data" / "sotopia"
 SAID = [("user", "Who wrote Emma?"), ("assistant", "Jane Austen."), ("user", "No, George Eliot.")]
 TEMPLATED = {
     "llama3": "<|begin_of_text|>" + "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
@@ -122,3 +141,123 @@ def test_ultrachat_is_read_in_both_its_layouts(tmp_path: Path):
     ]))
     found = read_dialogues(file, pairs=1)
     assert [(one.scenario.id, len(one.turns)) for one in found] == [("old", 3), ("new", 1)]
+
+
+# ---------------------------------------------------------------------------------------------- every loader
+
+
+def lines(*values):
+    return "\n".join(json.dumps(value, ensure_ascii=False) for value in values) + "\n"
+
+
+def pretty(*values):
+    return json.dumps(list(values), ensure_ascii=False, indent=1) + "\n"
+
+
+CHAT = {"id": "c1", "conversations": [{"from": "human", "value": "Hï"}, {"from": "gpt", "value": "Hello."},
+                                      {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}
+ULTRA = {"prompt_id": "u1", "messages": [{"role": "user", "content": "Hï"}, {"role": "assistant", "content": "Yes."}]}
+OLD = {"id": "u2", "data": ["Hï", "Hello.", "Why?", "So."]}
+MARKED = {**CHAT, "conversations": [*CHAT["conversations"][:2], {
+    "from": "human", "value": f"{STRATEGY_MARK}ask for more{INSTRUCTION_MARK}Why?"}]}
+OPENING = {"topic": "travel", "message": ULTRA["messages"], "question_id": "o1"}
+TALK = {"profile": "She keeps hens.", "personality": "She is brief.", "conversations": [
+    {"user": "Hï", "assistant": {"preferred": "Hello.", "rejected": "What?"}, "chosen": "preferred"}]}
+PERSON = {"id": "p1", "facts": ["She keeps hens."], "traits": ["She is brief."]}
+TRIVIA = {"question": "Who wrote Emma?", "answer": "Jane Austen", "aliases": ["Austén"]}
+WHOLE = {"Data": [{"Question": "Who wrote Emma?", "QuestionId": "q1", "Answer": {"Value": "Jane Austén"}}]}
+DEMOS = [{"author": "Ann", "prompt": f"Write {at}.", "output": f"Text {at}, naïve."} for at in range(3)]
+HARMS = ("Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+         '"Say ""no"", naïvely",standard,general,,,b1\nSay yes,standard,general,,,b2\n')
+LOADERS = {
+    "TriviaQA's own": ("q.json", json.dumps(WHOLE, indent=1), load_trivia),
+    "questions in lines": ("q.jsonl", lines(TRIVIA, {**TRIVIA, "question": "Who wrote Ulysses?"}), load_trivia),
+    "questions as a table": ("q.csv", 'question,answer\nWho wrote Emma?,Jane Austén\n"What, so?",Yes\n', load_trivia),
+    "TRL's and PBT's pairs": ("pairs.jsonl", lines(row(), row(code="agree")), read_pairs),
+    "pairs in a list": ("pairs.json", pretty(row(), row(code="agree")), read_pairs),
+    "ShareGPT": ("chats.json", pretty(CHAT), read_dialogues),
+    "ShareGPT in lines": ("chats.jsonl", lines(CHAT, {**CHAT, "id": "c2"}), read_dialogues),
+    "UltraChat": ("chats.jsonl", lines(OLD, ULTRA), lambda path: read_dialogues(path, pairs=1)),
+    "IDEAS' openings": ("openings.jsonl", lines(OPENING), read_openings),
+    "IDEAS' strategies": ("strategies.json", pretty("Ask for möre", "Change the topic"), read_strategies),
+    "IDEAS' extractions": ("extractions.jsonl", lines(MARKED), read_extractions),
+    "IDEAS' clusters": ("clusters.json", pretty(["ask", "ask möre"], ["leave"]), read_clusters),
+    "IDEAS' abstractions": ("abstractions.jsonl", lines({MEMBERS: ["ask"], NAME: "Ask för more"}), read_abstractions),
+    "MT-Bench's questions": ("question.jsonl", lines({"question_id": 1, "turns": ["Hï", "Why?"]}), read_questions),
+    "ALOE's texts": ("profile.jsonl", lines("She keeps hëns.", "He sails."), lambda path: read_texts(path, "profile")),
+    "personas": ("personas.jsonl", lines(PERSON), read_personas),
+    "ALOE's conversations": ("talks.jsonl", lines(TALK), lambda path: read_conversations(path, print)),
+    "demonstrations": ("demos.jsonl", lines(*DEMOS), load_demonstrations),
+    "HarmBench": ("behaviours.csv", HARMS, read_behaviours)}
+DRESSES = {
+    "mark": lambda data: b"\xef\xbb\xbf" + data, "line ends": lambda data: data.replace(b"\n", b"\r\n"),
+    "blank lines": lambda data: data + b"\n \n\n", "no last line end": lambda data: data.rstrip(b"\n"),
+    "gzip": gzip.compress,
+    "all": lambda data: gzip.compress(b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n") + b"\r\n\r\n")}
+
+
+def plain(found, folder):
+    """What was read, without where it lay; trees by their turns."""
+    return repr([list(one) if isinstance(one, DialogueTree) else one for one in found]).replace(
+        str(folder), "").replace(".gz:", ":")
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_loader_reads_a_file_however_it_was_saved(name: str, dress: str, tmp_path: Path):
+    file, text, read = LOADERS[name]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / file).write_bytes(text.encode())
+    other = tmp_path / "b" / (file + ".gz" * (dress == "all"))
+    other.write_bytes(DRESSES[dress](text.encode()))
+    expected = plain(read(tmp_path / "a" / file), tmp_path / "a")
+    assert plain(read(other), tmp_path / "b") == expected and len(expected) > 20
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+def test_folders_of_texts_and_of_scenes_are_read_however_their_files_were_saved(dress: str, tmp_path: Path):
+    for folder, change in (("a", lambda data: data), ("b", DRESSES[dress])):
+        texts = {"texts/Ann/one.txt": "Dear Bo,\nit rains, naïvely.\n", "texts/Ann/two.txt": "Dear Bo,\nit snows.\n"}
+        texts |= {f"ccat/C50{part}/Ann/{at}.txt": f"The market fell {part} {at} %.\nSo it goes.\n"
+                  for part in ("train", "test") for at in range(2)}
+        texts |= {f"cmcc/{genre}/S3{letter}2{topic}{n}.txt": f"On {topic}.\nSo.\n"
+                  for genre, letter in (("Emails", "E"), ("Essays", "S")) for n, topic in enumerate("CGIMPS", 1)}
+        packed = ".gz" * (folder == "b" and dress == "all")
+        texts |= {f"scenes/{path.name}{packed}": path.read_text() for path in SCENES.iterdir()}
+        for name, text in texts.items():
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(change(text.encode()))
+    for name, read in (("texts", load_demonstrations), ("ccat", load_demonstrations), ("cmcc", load_demonstrations),
+                       ("scenes", load_sotopia)):
+        expected, found = (plain(read(tmp_path / folder / name), tmp_path / folder) for folder in ("a", "b"))
+        assert found == expected and len(expected) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pbt_trains_and_evaluates_on_pairs_made_elsewhere_from_beginning_to_end(tmp_path: Path):
+    from tiny import save_tiny
+
+    from dialoom.cli import main
+    from dialoom.models.load import load_model
+
+    rows = [row(question=f"Who wrote book {at}?", prompt=TEMPLATED["llama3"].replace("Emma", f"book {at}"),
+                code="agree" if at % 2 else "resist") for at in range(12)]
+    file, out = tmp_path / "pairs.jsonl.gz", tmp_path / "run"
+    file.write_bytes(gzip.compress("\n".join(map(json.dumps, [*rows, row(code="none")])).encode()))
+    model = f"hf:{save_tiny(tmp_path / 'llama')}"
+    command = ["pbt", "--pairs", str(file), "--model", model, "--device", "cpu", "--eval-questions", "3",
+               "--limit", "6", "--no-train-partner", "--max-new-tokens", "12", "--out", str(out),
+               "--sft.max-steps", "2", "--dpo.max-steps", "2", "--sft.batch-pairs", "4", "--dpo.batch-pairs", "4"]
+    assert main(command) == 0
+    assert not (out / "trees.jsonl").exists() and json.loads((out / "dropped.json").read_text()) == {"no kind": 1}
+    assert len((out / "pairs.jsonl").read_text().splitlines()) == 12
+    assert {found["subject"] for found in json.loads((out / "results.json").read_text())} >= {"base", "pbt"}
+    assert load_model(f"run:{out}").fingerprint != load_model(model).fingerprint
+    before = (out / "model" / "model.safetensors").read_bytes()
+    assert main(command) == 0 and (out / "model" / "model.safetensors").read_bytes() == before
+    file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows[:6])).encode()))
+    assert main(command) == 2, "other pairs are another run"

@@ -244,3 +244,32 @@ def test_a_round_robin_judged_by_letters_agrees_with_one_judged_by_logits(server
     assert len(same) == 27 and sum(same) >= 0.9 * 27
     for name in names:
         assert abs(here.standing(name).rate - there.standing(name).rate) <= 0.1
+
+
+# ------------------------------------------------------------------------------------------------ whole recipes
+
+ASKED = {"pbt": (["--speakers", "pocket", "{talker}", "--extractor", "{talker}"], {"speaker B", "extractor"}),
+         "ditto": (["--rival", "{talker}", "--judge", "model", "--judge-model", "{judge}"], {"rival", "judge"})}
+
+
+@pytest.mark.parametrize("recipe", ASKED)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_same_recipe_file_runs_with_partner_and_judge_behind_the_server(server, talker, judge, recipe, tmp_path):
+    import yaml
+    from test_real_shapes import RECIPES
+
+    from dialoom.cli import main
+
+    settings, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    settings.write_text(yaml.safe_dump({"device": "cpu", **RECIPES[recipe]}))
+    flags, roles = ASKED[recipe]
+    there = {"talker": f"openai:{talker}@{server}", "judge": f"openai:{judge}@{server}"}
+    command = [recipe, "-c", str(settings), "--out", str(out), *(flag.format(**there) for flag in flags)]
+    assert main(command) == 0
+    usage = json.loads((out / "usage.json").read_text())["rows"]
+    assert {row["role"] for row in usage} == roles and all(row["answers"] for row in usage)
+    assert (out / "results.json").stat().st_size > 100
+    assert load_model(f"run:{out}", device="cpu").fingerprint != load_model("pocket", device="cpu").fingerprint
+    paid = sum(row["answers"] for row in usage)
+    assert main(command) == 0
+    assert sum(row["answers"] for row in json.loads((out / "usage.json").read_text())["rows"]) == paid

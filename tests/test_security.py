@@ -355,5 +355,8 @@ def test_no_pinned_version_has_a_known_advisory(tmp_path):
     )
     if not done.stdout.startswith("{"):
         pytest.skip(f"the advisory service did not answer: {done.stderr.strip()[-200:]}")
-    found = {one["name"]: one["vulns"] for one in json.loads(done.stdout)["dependencies"] if one.get("vulns")}
-    assert found == {}
+    told = json.loads(done.stdout)["dependencies"]
+    asked = [one for one in told if "skip_reason" not in one]
+    if not asked:  # a mirror without advisories knows no package, which pip-audit calls no vulnerabilities
+        pytest.skip(f"no advisory was looked up for any of {len(told)} packages: {told[0]['skip_reason']}")
+    assert {one["name"]: one["vulns"] for one in asked if one["vulns"]} == {}

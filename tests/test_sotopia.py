@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialoom.errors import DataError
@@ -143,6 +143,7 @@ FIELDS = st.sampled_from(["pk", "scenario", "agent_goals", "relationship", "firs
                           "agent_ids", "moral_values"])
 
 
+@settings(deadline=None)
 @given(bad=st.lists(JSON | st.dictionaries(FIELDS, JSON, max_size=6), max_size=4), cut=st.integers(0, 60))
 def test_no_rows_and_no_cut_break_the_reader_or_cost_a_good_row(tmp_path_factory, bad, cut):
     path = tmp_path_factory.mktemp("scenes")

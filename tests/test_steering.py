@@ -8,10 +8,10 @@ from tiny import tiny_model
 
 from dialoom.errors import ConfigError, DataError, ModelError, StoreError, TrainingError
 from dialoom.models.base import ChatModel, Sampling
+from dialoom.models.exploration import Exploration
 from dialoom.models.load import load_model
 from dialoom.models.scripted import ScriptedModel
 from dialoom.models.steering import (
-    Exploration,
     Normalizer,
     Plan,
     Planner,

@@ -18,10 +18,12 @@ import pytest
 from dialoom.dialogue import DialogueTree, Scenario, Turn, content_id
 from dialoom.errors import DataError, StoreError
 from dialoom.store import (
+    FollowedLog,
     Skip,
     StoreWarning,
     TreeLog,
     append_row,
+    framed,
     read_rows,
     read_skips,
     read_trees,
@@ -377,3 +379,64 @@ def test_a_row_that_is_no_json_object_is_named_by_line(tmp_path):
         read_rows(path)
     with pytest.raises(StoreError, match="cannot be read"):
         read_rows(tmp_path / "none.jsonl")
+
+
+def test_followed_log_reads_on_and_equals_one_read_at_once(tmp_path):
+    path = tmp_path / "trees.jsonl"
+    with TreeLog(path) as log:
+        log.add_tree(_followed_tree("a"))
+        followed = FollowedLog(path)
+        followed.read()
+        before = dict(followed.changes)
+        log.add_tree(_followed_tree("b"))
+        log.skip("a", "a1", "too long")
+    followed.read()
+    assert followed.trees.keys() == {"a", "b"} and followed.skips == read_skips(path)
+    assert [list(tree) for tree in followed.trees.values()] == [list(tree) for tree in read_trees(path).values()]
+    assert followed.changes["a"] == before["a"] + 1 and "b" not in before
+
+
+def test_followed_log_leaves_half_a_line_for_later(tmp_path):
+    path, told = tmp_path / "trees.jsonl", []
+    with TreeLog(path) as log:
+        log.add_tree(_followed_tree("a"))
+    line = framed({"kind": "skip", "tree": "a", "turn": None, "reason": "x"}, "here")
+    with path.open("ab") as file:
+        file.write(line[:20])
+    followed = FollowedLog(path)
+    followed.read(log=told.append)
+    assert "torn" in told[0] and not followed.skips
+    with path.open("ab") as file:
+        file.write(line[20:])
+    followed.read(log=told.append)
+    assert len(told) == 1 and [skip.reason for skip in followed.skips] == ["x"]
+
+
+def test_followed_log_that_was_repaired_or_begun_anew_is_read_from_its_start(tmp_path):
+    path, told = tmp_path / "trees.jsonl", []
+    with TreeLog(path) as log:
+        log.add_tree(_followed_tree("a"))
+        log.add_tree(_followed_tree("b"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:1], lines[1].replace(b"said", b"sold"), *lines[2:]]))
+    followed = FollowedLog(path)
+    followed.read(log=told.append)
+    assert "fails its checksum" in told[0] and len(followed.trees["a"]) == 0
+    with TreeLog(path, log=told.append) as log:   # repairs, and says the turn again
+        log.add_tree(_followed_tree("a"))
+    followed.read(log=told.append)
+    assert len(followed.trees["a"]) == 1 and len(told) == 2
+    path.unlink()
+    with TreeLog(path) as log:
+        log.add_tree(_followed_tree("c"))
+    followed.read()
+    assert followed.trees.keys() == {"c"}
+    path.unlink()
+    with pytest.raises(StoreError, match="cannot read a tree log"):
+        followed.read()
+
+
+def _followed_tree(name):
+    tree = DialogueTree(Scenario(name, "Who?"))
+    tree.add(Turn(f"{name}1", None, "A", "I said so."))
+    return tree

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from dialoom.errors import ConfigError, DataError, TrainingError
+from dialoom.models.steering import Planner, PlannerShape
 from dialoom.store import read_rows
 from dialoom.train.replay import Episode, Replay, Transitions
-from dialoom.train.td3 import TD3, Actor, Critic, actor_loss, on_sphere, polyak, smooth, td3, td_target
+from dialoom.train.td3 import TD3, Critic, actor_loss, polyak, smooth, td3, td_target
 from dialoom.train.td3_config import PAPER, TD3Config
+from tests.tiny import files_in, half_removed
 
 QUICK = TD3Config(steps=600, batch_size=128, critic_lr=3e-3, actor_lr=1e-3, tau=0.02, actor_widths=(32, 32),
                   critic_widths=(64, 32), gamma=0.9)
@@ -44,12 +46,6 @@ def test_a_smoothed_action_is_clipped_noise_added_and_brought_back_to_the_sphere
     assert smooth(actions, noise, clip=0.5, norm=None).flatten().tolist() == pytest.approx([2.5, 0.5, -0.1, 2.0])
 
 
-def test_every_vector_has_a_place_on_the_sphere_even_zero_and_tiny_ones():
-    vectors = torch.tensor([[0.0, 0.0, 0.0], [1e-30, 0.0, -1e-30], [1e6, 3.0, 4.0]])
-    assert on_sphere(vectors, 0.6).norm(dim=-1).tolist() == pytest.approx([0.6] * 3, rel=1e-5)
-    assert on_sphere(vectors, None) is vectors
-
-
 def test_the_actors_loss_by_hand_with_and_without_the_clone_term():
     values, actions = torch.tensor([1.0, -3.0]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     tried = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
@@ -76,7 +72,7 @@ def test_polyak_moves_by_its_share():
 
 def test_networks_at_the_papers_sizes_have_the_papers_parameters():
     with torch.device("meta"):
-        actor, critic = Actor(4096, 64, PAPER.actor_widths), Critic(4096, 64, PAPER.critic_widths)
+        actor, critic = Planner(PlannerShape(4096, 64, (4096, 4096))), Critic(4096, 64, PAPER.critic_widths)
     counts = [sum(parameter.numel() for parameter in net.parameters()) / 1e6 for net in (actor, critic)]
     assert counts == pytest.approx([33.82, 18.09], abs=0.005)
 
@@ -246,6 +242,14 @@ def test_a_finished_training_is_only_loaded(tmp_path):
     told: list[Any] = []
     again = td3(replay, small, out=tmp_path / "run", log=told.append)
     assert told == [] and weights(again.actor).equal(weights(first.actor)) and again.step == 5
+
+
+def test_what_a_kill_left_of_an_older_checkpoint_is_removed_by_the_next_run(tmp_path):
+    replay, small = bandit(tmp_path / "replay", 50), config(steps=9, checkpoint_every=3)
+    td3(replay, small, out=tmp_path / "run")
+    held = half_removed(tmp_path / "run" / "checkpoints")
+    td3(replay, small, out=tmp_path / "run")
+    assert files_in(tmp_path / "run" / "checkpoints") == held
 
 
 def test_the_seed_decides_everything_and_torchs_own_draws_nothing(tmp_path):

@@ -1,10 +1,47 @@
-"""Answers made comparable, and how alike two texts are."""
+"""JSON that others wrote, answers made comparable, and how alike two texts are."""
+
+import ast
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dialoom.text import edit_ratio, matches, normalize_answer, overlap
+import dialoom
+from dialoom.text import MAX_NESTING, decode_json, edit_ratio, matches, normalize_answer, overlap, parse_json
+
+READERS = ("json.load", "json.loads", "json.JSONDecoder")
+
+
+@pytest.mark.parametrize("text", [
+    b"\xff{}", "{", "", "[1] 2", "9" * 5000, "[" * 100_000, '{"a":' * 100_000,
+    "[" * (MAX_NESTING + 1) + "]" * (MAX_NESTING + 1),
+    '[{"a":' * (MAX_NESTING // 2) + "[]" + "}]" * (MAX_NESTING // 2),
+])
+def test_json_that_cannot_be_used_is_a_value_error_and_nothing_else(text):
+    with pytest.raises(ValueError):
+        parse_json(text)
+    if isinstance(text, str) and text != "[1] 2":
+        with pytest.raises(ValueError):
+            decode_json(f"see {text}", 4)
+
+
+def test_json_is_read_at_its_place_and_as_deep_as_the_limit():
+    deep = "[" * MAX_NESTING + "]" * MAX_NESTING
+    assert parse_json(deep) == json.loads(deep) and decode_json(f"1{deep}2", 1) == (json.loads(deep), 1 + len(deep))
+    assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
+    wide = json.dumps([{"[{": [1, "]" * 200]}] * (2 * MAX_NESTING))
+    assert parse_json(wide) == json.loads(wide)
+
+
+def test_no_module_reads_json_past_the_two_functions_that_know_what_can_be_wrong_with_it():
+    root = Path(dialoom.__file__).parent
+    others = [path for path in root.rglob("*.py") if path != root / "text.py"]
+    wrong = [f"{path.relative_to(root)}:{node.lineno}" for path in others
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Attribute) and ast.unparse(node) in READERS]
+    assert len(others) > 100 and not wrong
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from dialoom.train.loop import batches, fit, rate
 from dialoom.train.pack import logprobs_flat
 from dialoom.train.rows import Row, example_rows, pair_rows
 from dialoom.train.sft import sft
-from tests.tiny import tiny_model
+from tests.tiny import files_in, half_removed, tiny_model
 
 BASE = TrainConfig(epochs=2, batch_pairs=4, lr=1e-3, schedule="constant", warmup=0, token_budget=200)
 
@@ -342,6 +342,14 @@ def test_a_crash_while_saving_leaves_a_good_checkpoint(tmp_path: Path, monkeypat
         sft(again, some_examples(), settings, out=out)
         assert torch.equal(weights(whole), weights(again))
         assert not list((out / "checkpoints").glob(".*"))
+
+
+def test_what_a_kill_left_of_an_older_checkpoint_is_removed_by_the_next_run_though_training_was_over(tmp_path: Path):
+    settings = config(max_steps=6, checkpoint_every=2)
+    sft(tiny_model(), some_examples(), settings, out=tmp_path)
+    held = half_removed(tmp_path / "checkpoints")
+    sft(tiny_model(), some_examples(), settings, out=tmp_path)
+    assert files_in(tmp_path / "checkpoints") == held
 
 
 def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,8 @@ import pytest
 from dialoom.cli import main
 from dialoom.dialogue import Turn
 from dialoom.errors import ConfigError, StoreError
-from dialoom.store import TreeLog, append_row, write_rows
+from dialoom.report.trees import _told
+from dialoom.store import TreeLog, append_row, unframed, write_rows
 from dialoom.view import Server, Watched, serve, view
 from tests.test_report import debate, run_folder
 
@@ -141,6 +142,39 @@ def test_reading_is_not_repeated_before_it_is_due(tmp_path: Path) -> None:
     watched._due += 1000
     append_row(folder / "metrics.jsonl", {"stage": "dpo", "step": 9, "loss": 0.5})
     assert json.loads(watched.since(1))["version"] == 1
+
+
+def test_a_poll_reads_what_was_added_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_folder(tmp_path / "run", trees=20)
+    lines, told = list[bytes](), list[str]()
+    monkeypatch.setattr("dialoom.store.unframed", lambda line: (lines.append(line), unframed(line))[1])
+    monkeypatch.setattr("dialoom.report.trees._told", lambda part, tree, *rest: (told.append(tree.id), _told(
+        part, tree, *rest))[1])
+    watched = Watched(folder, 1000)
+    first = news(watched, -1)
+    assert len(lines) >= 120 and len(told) == 20
+    with TreeLog(folder / "trees.jsonl") as log:
+        log.add_turns(log.trees()["q7"], [Turn("new", "q7e", "A", "And now?")])
+    lines.clear()
+    told.clear()
+    second = news(watched, first["version"])
+    assert [tree["id"] for tree in second["trees"]] == ["q7"] == told
+    assert len(lines) == 1 and b"And now?" in lines[0]
+
+
+def test_followed_run_is_told_as_one_read_at_once(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", trees=3)
+    watched = Watched(folder, 1000)
+    news(watched, -1)
+    with TreeLog(folder / "trees.jsonl") as log:
+        tree = log.trees()["q1"]
+        turn = tree.add(Turn("new", "q1e", "A", "And now?"))
+        log.add_turns(tree, [turn])
+        turn.scores["value"] = 0.25
+        log.add_scores(tree, [turn])
+        log.skip("q2", None, "no verdict")
+    followed, once = news(watched, -1), news(Watched(folder, 1000), -1)
+    assert followed["trees"] == once["trees"] and followed["overview"] == once["overview"]
 
 
 def test_half_a_line_at_the_end_of_a_log_is_a_run_that_goes_on(tmp_path: Path) -> None:

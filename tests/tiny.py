@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dialoom.models.local import LocalModel
+from dialoom.train import checkpoint
 
 torch.set_num_threads(1)
 
@@ -83,3 +84,17 @@ def save_tiny(folder: Path, kind: str = "llama", *, seed: int = 0) -> Path:
     """Write a tiny model in the hub's layout (config, safetensors, tokenizer, template) and return its folder."""
     tiny_model(kind, seed=seed).save(folder)
     return folder
+
+
+def half_removed(root: Path, step: int = 1) -> dict[str, bytes]:
+    """Leave among checkpoints what a kill leaves that comes while one is removed or written; what was there before."""
+    held = files_in(root)
+    for folder in (checkpoint.folder_of(root, step), root / f".step-{step:08d}.77.tmp"):
+        folder.mkdir()
+        (folder / checkpoint.WEIGHTS).write_bytes(b"some of it")
+    return held
+
+
+def files_in(root: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

@@ -54,6 +54,7 @@ def guard_scenes(count: int, *, split: Split, seed: int = 0) -> list[Scenario]:
     The weak spot shows in the guard's first line, which stands in the opening; no brief tells the visitor of it.
 
     Args:
+        count: 0 takes all there are.
         split: train; valid, for choosing settings (other scenes with the same words); or test: words, gates and first
             lines that stand in no scene of the other two, and scenes that pocket has not read in its pre-training.
     Raises: ConfigError: if the split is unknown, or there are not so many.
@@ -67,7 +68,7 @@ def guard_scenes(count: int, *, split: Split, seed: int = 0) -> list[Scenario]:
     words, gates = (known[cut:], GATES[half:]) if held else (known[:cut], GATES[:half])
     found: dict[str, Scenario] = {}
     for _ in range(DRAWS):
-        if len(found) >= count:
+        if count and len(found) >= count:
             break
         scene = pocket.make_scene("guard", rng, "test" if held else "train")
         lines = MOODS[scene.facts["moods"][0]]

@@ -28,6 +28,7 @@ from dialoom.pocket.world import scenes as pocket
 from dialoom.scenarios.sotopia import LEAVES
 from dialoom.simulate import Speaker, grow
 from dialoom.store import TreeLog
+from dialoom.text import decode_json
 
 ROUNDS = 3
 REWARD, GOAL = "reward", "goal"
@@ -95,12 +96,12 @@ def parse_verdict(text: str) -> dict[str, float] | None:
 
 
 def _from_json(text: str) -> dict[str, int] | None:
-    found, decoder = None, json.JSONDecoder()
+    found = None
     at = text.find("{")
     while at >= 0:
         try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+            value, end = decode_json(text, at)
+        except ValueError:
             value, end = None, at + 1
         scores = _scores(value)
         found = scores or found
@@ -308,6 +309,18 @@ def social(subject: Speaker, partner: Speaker, scenes: Sequence[Scenario], judge
         ConfigError: if the two have one name.
         DataError: if an id stands twice among the scenes, or one lacks facts.
     """
+    played = play(subject, partner, scenes, judge, label=label, rounds=rounds, seed=seed, sink=sink, log=log)
+    rows = measure(played, judge, label=label, rounds=rounds, seed=seed)
+    unread = sum(not np.isfinite(final_scores(one, judge, rounds)[REWARD]) for one in played)
+    return Result(rows, played, unread)
+
+
+def play(subject: Speaker, partner: Speaker, scenes: Sequence[Scenario], judge: EndJudge, *, label: str,
+         rounds: int = ROUNDS, seed: int = 0, sink: TreeLog | None = None, log: Log = quiet) -> list[Dialogue]:
+    """The dialogues of `social`, judged: one for each scene and role that is measured, in an order of the scenes alone.
+
+    Args, Raises: as of `social`.
+    """
     _check(subject, partner, scenes)
     is_over = partial(_is_over, turns=2 * rounds)
     played: list[Dialogue] = []
@@ -317,9 +330,19 @@ def social(subject: Speaker, partner: Speaker, scenes: Sequence[Scenario], judge
                 if scene.facts["roles"][at] == role]
         played += _play(cast, speakers, _AtEnd(judge, is_over), is_over, label=label, turns=2 * rounds, seed=seed,
                         sink=sink, log=log)
-    scores = [_scores_of(one, judge.lowest, is_over) for one in played]
-    return Result(_rows(label, played, scores, list(judge.lowest), seed), played,
-                  sum(not np.isfinite(one[REWARD]) for one in scores))
+    return played
+
+
+def measure(played: Sequence[Dialogue], judge: EndJudge, *, label: str, rounds: int = ROUNDS,
+            seed: int = 0) -> list[Row]:
+    """The rows of `social` about dialogues that were played with this judge and so many rounds."""
+    scores = [final_scores(one, judge, rounds) for one in played]
+    return _rows(label, played, scores, list(judge.lowest), seed)
+
+
+def final_scores(dialogue: Dialogue, judge: EndJudge, rounds: int = ROUNDS) -> dict[str, float]:
+    """The subject's scores: the lowest where it fell silent, not a number where nobody judged."""
+    return _scores_of(dialogue, judge.lowest, partial(_is_over, turns=2 * rounds))
 
 
 def _check(subject: Speaker, partner: Speaker, scenes: Sequence[Scenario]) -> None:

@@ -7,7 +7,6 @@ drawn twice to fill an arm, is one row.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from dialoom.cli import RECIPES
 from dialoom.config import Config, load_config, near_miss
 from dialoom.errors import ConfigError, DataError, StoreError
+from dialoom.files import read_json
 from dialoom.select import Example, Pair
 from dialoom.store import read_rows
 
@@ -42,14 +42,14 @@ class Run:
         if not (path / "config.yaml").is_file() or not (path / "env.json").is_file():
             raise StoreError(f"{path}: holds no run (no config.yaml and env.json); give the folder that a recipe's "
                              "--out named")
-        environment = _json(path / "env.json")
+        environment = read_json(path / "env.json")
         recipe = str(environment.get("recipe"))
         if recipe not in RECIPES:
             raise StoreError(f"{path}: a run of {recipe!r}, which has nothing to export; expected one of "
                              f"{', '.join(RECIPES)}")
         start: Config = next(iter(importlib.import_module(f"dialoom.recipes.{recipe}").PRESETS.values()))
         config = load_config(type(start), start, path / "config.yaml")
-        results = _json(path / "results.json") if (path / "results.json").is_file() else []
+        results = read_json(path / "results.json") if (path / "results.json").is_file() else []
         return cls(path, recipe, config, environment, results)
 
     @property
@@ -189,10 +189,3 @@ def _pairs(run: Run) -> list[Pair]:
     if not pairs:
         raise DataError(f"{path}: holds no pair, so there is nothing to export; look at dropped.json")
     return pairs
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as wrong:
-        raise StoreError(f"{path}: cannot be read ({wrong})") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from dialoom.export import layouts
 from dialoom.export.cards import dataset_card, model_card, shared_settings
 from dialoom.export.layouts import Row
 from dialoom.export.trained import Run, Trained, trained
+from dialoom.files import read_json
 from dialoom.store import write_whole
 
 Log = Callable[[str], None]
@@ -155,10 +155,7 @@ def _merge(source: Path, folder: Path) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not found["base_model_name_or_path"]:
-            raise KeyError("base_model_name_or_path")
-    except (OSError, ValueError, KeyError, TypeError) as wrong:
-        raise StoreError(f"{path}: cannot be read, or names no base model ({wrong})") from None
-    return dict(found)
+    found: dict[str, Any] = read_json(path, dict)
+    if not found.get("base_model_name_or_path"):
+        raise StoreError(f"{path}: names no base model (base_model_name_or_path); add it")
+    return found

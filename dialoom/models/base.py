@@ -6,8 +6,8 @@ same request gives the same text in any batch, order or resume.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from dialoom.dialogue import Chat
@@ -42,11 +42,13 @@ class Completion:
     """One reply. `finish` is "stop" (the model ended it) or "length" (cut at the limit).
 
     `tokens` are the sampled ids where the model shows them: the record of what was said, the text being a view.
+    `notes` go onto the turn that is made of it: the action of a planner.
     """
 
     text: str
     finish: str = "stop"
     tokens: tuple[int, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @runtime_checkable

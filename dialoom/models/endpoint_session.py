@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from dialoom.dialogue import Chat, content_id
 from dialoom.errors import BudgetError, ConfigError, EndpointError, StoreError
 from dialoom.models.endpoint_options import top_tokens
 from dialoom.models.ledger import Choice, Ledger, Tokens
+from dialoom.text import parse_json
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 DOWN = 8  # requests in a row without an answer, after which the rest of a batch is not sent
@@ -217,9 +217,9 @@ class Session:
         if response.status_code != 200:
             self._refuse(response, body)
         try:
-            data = json.loads(server.without_key(response.text))
+            data = parse_json(server.without_key(response.text))
             choice = _kept(data["choices"][0])
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise Again(server.redacted(f"status 200, but no choices in {response.text[:120]!r} ({error})"),
                         "unreadable answer") from None
         tokens = _tokens(data.get("usage"), body, choice)

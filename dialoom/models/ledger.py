@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from dialoom.dialogue import content_id
 from dialoom.errors import BudgetError, ConfigError, StoreError
+from dialoom.files import read_json
 from dialoom.models.spending import Endpoints
 from dialoom.store import SYNC_SECONDS, framed, unframed, write_whole
 
@@ -322,11 +323,11 @@ class Ledger:
         tokens, dollars = self.spent()
         known = any(row["dollars"] is not None for row in rows)
         try:
-            before = json.loads(Path(path).read_text(encoding="utf-8"))["tried_again"]
-        except (OSError, ValueError, LookupError, TypeError):
-            before = {}
+            before = Counter(read_json(path, dict).get("tried_again", {})) + self.faults
+        except (OSError, TypeError):
+            before = self.faults
         write_whole(path, json.dumps({"rows": rows, "tokens": tokens, "dollars": dollars if known else None,
-                                      "tried_again": dict(Counter(before) + self.faults)}, indent=1) + "\n")
+                                      "tried_again": dict(before)}, indent=1) + "\n")
 
 
 def row_line(row: Mapping[str, Any]) -> str:
@@ -366,7 +367,8 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def until_done(settings: Endpoints, *command: Any, log: Callable[[str], None]) -> Iterator[Ledger]:
+def until_done(settings: Endpoints, *command: Any, log: Callable[[str], None], out: Path | None = None,
+               ) -> Iterator[Ledger]:
     """Record answers for a command that has no run folder, in the user's cache and until the command is through.
 
     So one that was stopped goes on where it was, and one that is repeated asks anew.
@@ -374,6 +376,7 @@ def until_done(settings: Endpoints, *command: Any, log: Callable[[str], None]) -
     Args:
         command: what tells the command from others.
         log: told at the end what endpoints cost.
+        out: the file of the command's result, beside which its usage is written.
     """
     file = AnswerFile(cache_folder() / f"{content_id(*command)}.jsonl")
     ledger = Ledger(file, settings)
@@ -385,6 +388,13 @@ def until_done(settings: Endpoints, *command: Any, log: Callable[[str], None]) -
     finally:
         for line in ledger.told():
             log(line)
+        if out is not None:
+            ledger.write(usage_beside(out))
+
+
+def usage_beside(out: Path) -> Path:
+    """Where the usage of a command stands whose result is a file: card.md -> card.usage.json."""
+    return out.with_suffix(f".{USAGE}")
 
 
 @contextmanager

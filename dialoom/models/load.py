@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dialoom.errors import ModelError
+from dialoom.files import read_json
 from dialoom.models.place import Place
 
 if TYPE_CHECKING:
@@ -80,6 +80,20 @@ def in_role(model: M, role: str) -> M:
     return model if named is None else named(role)
 
 
+class Models:
+    """The models of a run, loaded when first asked for, each once."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._loaded: dict[str, ChatModel] = {}
+
+    def get(self, spec: str, role: str) -> ChatModel:
+        """The model of a spec, as it is asked in a role."""
+        if spec not in self._loaded:
+            self._loaded[spec] = load_model(spec, device=self.place)
+        return in_role(self._loaded[spec], role)
+
+
 def _near_miss(spec: str) -> str:
     """What was probably meant, as a question, or nothing."""
     kind, colon, rest = spec.partition(":")
@@ -134,11 +148,8 @@ def load_folder(folder: str | Path, *, device: str | Place = "auto", name: str) 
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    return value if isinstance(value, dict) else {}
+    found: dict[str, Any] = read_json(path, dict, error=ModelError)
+    return found
 
 
 def _local(path: str, *, device: str | Place, name: str, adapter: str | None = None,

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from dialoom.dialogue import Chat
 from dialoom.errors import ModelError, StoreError
 from dialoom.models.base import Completion, Sampling
-from dialoom.models.place import Place
+from dialoom.models.place import Origin, Place
 from dialoom.models.template import ChatTemplate, fit
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class LocalModel:
         device: where the weights are (torch.device).
         name: as the user wrote it.
         base: how a saved adapter names the model it belongs to.
+        origin: where it was read from; None if it was made otherwise.
         stops: ids that end a reply.
         context: longest prompt with its reply, in tokens.
         batch_tokens: how many tokens (padding and new ones included) one plain batch may hold; if given, also those the
@@ -64,6 +65,7 @@ class LocalModel:
         self.tokenizer = tokenizer
         self.name = name
         self.base = base or name
+        self.origin: Origin | None = None
         self.template = ChatTemplate(tokenizer, name)
         self.device = next(module.parameters()).device
         self.stops = _stops(module, tokenizer, self.template)
@@ -97,7 +99,9 @@ class LocalModel:
                 from peft import PeftModel
                 module = PeftModel.from_pretrained(module, str(adapter), is_trainable=True, use_safetensors=True,
                                                    local_files_only=here)
-        return cls(module.eval(), tokenizer, name=named, base=base or str(path_or_name))
+        model = cls(module.eval(), tokenizer, name=named, base=base or str(path_or_name))
+        model.origin = Origin(str(path_or_name), str(adapter or "") or None, Place.of(device))
+        return model
 
     # What the model says
 

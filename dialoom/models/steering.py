@@ -12,28 +12,35 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dialoom.dialogue import Chat, content_id
 from dialoom.errors import ConfigError, ModelError, StoreError
+from dialoom.files import read_json
 from dialoom.models.base import ChatModel, Completion, Sampling
 from dialoom.models.forward import written
+from dialoom.models.load import is_endpoint, load_model
 from dialoom.models.local import LocalModel
+from dialoom.models.place import Place
 from dialoom.store import write_whole
 
 if TYPE_CHECKING:
     from dialoom.models.engine import Position
+    from dialoom.models.exploration import Exploration, Fixed
 
 WEIGHTS, CARD = "steering.safetensors", "steering.json"
+PLANNER = "planner"
+"""The folder of a run in which its planner is."""
+NOT_HERE = "{name} cannot be steered (its embeddings cannot be reached); use pocket or hf:<name>"
+DIGITS = 4  # of an action in a turn's notes
 EMBEDDED_AT_ONCE = 8192  # rows of the vocabulary
-OUTPUTS = ("sphere", "tanh", "silu")  # how a planner ends
-KINDS = ("uniform", "around", "added")  # of exploration
+OUTPUTS = ("sphere", "corner", "tanh", "silu", "linear")  # how a planner ends
+SHARPNESS = {True: 10.0, False: 100.0}  # of "corner", in training and after: gradients first, then one sort
 
 
 class Normalizer(nn.Module):  # type: ignore[misc]
@@ -44,6 +51,13 @@ class Normalizer(nn.Module):  # type: ignore[misc]
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, mean: Tensor, std: Tensor) -> Normalizer:
+        """One with this mean and deviation, as of a single state."""
+        found = cls(len(mean))
+        found.count, found.mean, found.squares = found.count + 1, mean.double(), std.double().square()
+        return found
 
     @property
     def variance(self) -> Tensor:
@@ -77,6 +91,9 @@ class Normalizer(nn.Module):  # type: ignore[misc]
         return ((states.to(self.mean) - self.mean) / self.variance.sqrt()).float()
 
 
+Output = Literal["sphere", "corner", "tanh", "silu", "linear"]
+
+
 @dataclass(frozen=True)
 class PlannerShape:
     """Sizes of a planner.
@@ -85,15 +102,16 @@ class PlannerShape:
         state: width of the states it reads.
         action: numbers in an action; 64 or 128 in the paper.
         hidden: widths of the layers between; two of the state's width in the paper.
-        output: "sphere": actions of length `norm`; "tanh": each number within norm / sqrt(action), so never longer
-            than that; "silu": unbounded, what a clone has.
+        output: "sphere": actions of length `norm`; "corner": the same, drawn to the corner of one sort of replies
+            (see `corner`), weakly while it is trained; "tanh": each number within norm / sqrt(action), so never longer
+            than that; "silu" and "linear": unbounded, what a clone has.
         norm: > 0.
     """
 
     state: int
     action: int = 64
     hidden: tuple[int, ...] = (256, 256)
-    output: Literal["sphere", "tanh", "silu"] = "sphere"
+    output: Output = "sphere"
     norm: float = 1.0
 
     def __post_init__(self) -> None:
@@ -122,7 +140,7 @@ class Planner(nn.Module):  # type: ignore[misc]
 
     @classmethod
     def of(cls, model: LocalModel, action: int = 64, *, hidden: tuple[int, ...] = (256, 256),
-           output: Literal["sphere", "tanh", "silu"] = "sphere", norm: float | None = None, seed: int = 0) -> Planner:
+           output: Output = "sphere", norm: float | None = None, seed: int = 0) -> Planner:
         """One for the states of `model`, untrained; `norm` None is the mean length of its embeddings."""
         scale = embedding_norm(model) if norm is None else norm
         return cls(PlannerShape(state_width(model), action, hidden, output, scale), seed=seed)
@@ -132,14 +150,24 @@ class Planner(nn.Module):  # type: ignore[misc]
         raw = self.layers(self.normalizer(states))
         if self.shape.output == "sphere":
             return on_sphere(raw, self.shape.norm)
+        if self.shape.output == "corner":
+            return corner((SHARPNESS[self.training] * on_sphere(raw, 1.0)).softmax(-1), self.shape.norm)
         if self.shape.output == "tanh":
             return raw.tanh() * (self.shape.norm / self.shape.action ** 0.5)
-        return nn.functional.silu(raw)
+        return nn.functional.silu(raw) if self.shape.output == "silu" else raw
 
 
 def on_sphere(actions: Tensor, norm: float) -> Tensor:
     """Each row stretched to length `norm`; a row of zeros stays one."""
     return nn.functional.normalize(actions, dim=-1) * norm
+
+
+def corner(shares: Tensor, norm: float) -> Tensor:
+    """(rows, sorts) shares of sorts of replies as actions of length `norm`; a single sort's is its corner.
+
+    Corners are as far from each other as they can be on the sphere, and add up to nothing.
+    """
+    return on_sphere(shares - shares.mean(-1, keepdim=True), norm)
 
 
 def input_embeddings(model: LocalModel) -> Tensor:
@@ -252,12 +280,16 @@ class Steering(nn.Module):  # type: ignore[misc]
     Attributes:
         planner: makes the actions; None: all are zero, which is the clone by itself.
         clone: reproduces the unsteered model through the mapping; None where the mapping is a PCA.
+        position: where its prefixes are meant to stand (see `SteeredModel`).
     """
 
-    def __init__(self, mapping: UpMapping, planner: Planner | None = None, clone: Planner | None = None) -> None:
+    def __init__(self, mapping: UpMapping, planner: Planner | None = None, clone: Planner | None = None, *,
+                 position: Position = "start") -> None:
         """Raises ConfigError if the parts do not fit together."""
         super().__init__()
-        self.mapping, self.planner, self.clone = mapping, planner, clone
+        if position not in ("start", "end"):
+            raise ConfigError(f"soft tokens cannot stand at {position!r}; give start or end")
+        self.mapping, self.planner, self.clone, self.position = mapping, planner, clone, position
         self._hashed: tuple[object, str] | None = None
         sizes = {part.shape.action for part in (planner, clone) if part is not None} | {int(mapping.weight.shape[1])}
         widths = {part.shape.state for part in (planner, clone) if part is not None}
@@ -295,15 +327,17 @@ class Steering(nn.Module):  # type: ignore[misc]
     def _card(self) -> dict[str, Any]:
         shapes = {name: None if part is None else asdict(part.shape)
                   for name, part in (("planner", self.planner), ("clone", self.clone))}
-        return {**shapes, "mapping": {"shape": list(self.mapping.weight.shape), "tokens": self.mapping.tokens,
-                                      "repeated": self.mapping.repeated, "trained": self.mapping.bias is not None}}
+        return {**shapes, "position": self.position,
+                "mapping": {"shape": list(self.mapping.weight.shape), "tokens": self.mapping.tokens,
+                            "repeated": self.mapping.repeated, "trained": self.mapping.bias is not None}}
 
     def save(self, folder: str | Path) -> None:
         """Write the weights as safetensors, the shapes as JSON."""
         from safetensors.torch import save
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_whole(Path(folder) / WEIGHTS, save(tensors))
-        write_whole(Path(folder) / CARD, json.dumps(self._card(), indent=1) + "\n")
+        card = {**self._card(), "fingerprint": self.fingerprint}
+        write_whole(Path(folder) / CARD, json.dumps(card, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Steering:
@@ -311,7 +345,7 @@ class Steering(nn.Module):  # type: ignore[misc]
         from safetensors import SafetensorError
         from safetensors.torch import load
         try:
-            card = json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
+            card = read_json(Path(folder) / CARD, dict)
             tensors = load((Path(folder) / WEIGHTS).read_bytes())
             made = card["mapping"]
             shape = made["shape"]
@@ -320,51 +354,14 @@ class Steering(nn.Module):  # type: ignore[misc]
             planner, clone = (None if card[name] is None else
                               Planner(PlannerShape(**{**card[name], "hidden": tuple(card[name]["hidden"])}))
                               for name in ("planner", "clone"))
-            found = cls(mapping, planner, clone)
+            found = cls(mapping, planner, clone, position=card["position"])
             found.load_state_dict(tensors)
+            if found.fingerprint != card.get("fingerprint", found.fingerprint):
+                raise ValueError("its numbers are not those that were saved")
         except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, SafetensorError) as wrong:
             said = " ".join(str(wrong).split())[:200]
             raise StoreError(f"{folder}: no planner can be read there ({said}); train it again") from None
         return found
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """How actions are varied while dialogues are collected; the noise comes from each reply's key.
-
-    Attributes:
-        kind: "uniform": anywhere on the sphere, whatever the planner says; "around": the planner's direction plus
-            noise, back on the sphere; "added": noise alone is added, each number cut to 0.5 (around a clone).
-        noise: standard deviation of each number; 0.1 as released, on directions of length 1 for "around".
-        norm: radius of the sphere; None is the planner's own (without one, the length of an embedding). Unused by
-            "added".
-    """
-
-    kind: Literal["uniform", "around", "added"] = "around"
-    noise: float = 0.1
-    norm: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS or not self.noise >= 0 or not (self.norm is None or self.norm > 0):
-            raise ConfigError(f"{self} cannot be meant; kind is one of {', '.join(KINDS)}, noise 0 or more, norm above "
-                              "0 or None")
-
-    def __call__(self, actions: Tensor, keys: Sequence[str], norm: float) -> Tensor:
-        """(actions, action) varied ones; `norm` is the planner's."""
-        drawn = [_normal(key, actions.shape[1]) for key in keys]
-        noise = torch.stack(drawn).to(actions) if drawn else actions
-        if self.kind == "added":
-            return actions + (self.noise * noise).clamp(-0.5, 0.5)
-        radius = norm if self.norm is None else self.norm
-        if self.kind == "uniform":
-            return on_sphere(noise, radius)
-        return on_sphere(on_sphere(actions, 1.0) + self.noise * noise, radius)
-
-
-def _normal(key: str, count: int) -> Tensor:
-    """`count` normal numbers that depend on `key` alone, and are not the noise its tokens are drawn with."""
-    seed = hashlib.blake2b(f"action:{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return torch.from_numpy(np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "big"))).normal(size=count))
 
 
 @dataclass(frozen=True)
@@ -376,7 +373,7 @@ class Plan:
 
 
 class SteeredModel:
-    """A local model under a `Steering`: a chat model like any other.
+    """A local model under a `Steering`, which freezes it: a chat model like any other.
 
     `chat` plans and says. Whoever wants the states and actions calls `plan`, notes them, and hands them to `say`.
 
@@ -385,12 +382,16 @@ class SteeredModel:
             ("start", as released: every prompt is read anew).
     """
 
-    def __init__(self, model: ChatModel, steering: Steering, *, position: Position = "start",
-                 exploration: Exploration | None = None, name: str | None = None) -> None:
-        """Raises ModelError if the model cannot be steered, or not by this one."""
+    def __init__(self, model: ChatModel, steering: Steering, *, position: Position | None = None,
+                 exploration: Exploration | Fixed | None = None, name: str | None = None) -> None:
+        """
+        Args:
+            position: None is where the steering is meant to stand.
+        Raises: ModelError: if the model cannot be steered, or not by this one.
+        """
+        position = position or steering.position
         if not isinstance(model, LocalModel):
-            raise ModelError(f"{model.name} cannot be steered (its embeddings cannot be reached); use pocket or "
-                             "hf:<name>")
+            raise ModelError(NOT_HERE.format(name=model.name))
         if position not in ("start", "end"):
             raise ConfigError(f"soft tokens cannot stand at {position!r}; give start or end")
         try:
@@ -404,6 +405,8 @@ class SteeredModel:
             raise ModelError(f"{model.name} has states of {state_width(model)} numbers and embeddings of {width}; the "
                              f"planner was made for {parts or 'any'} and {steering.mapping.weight.shape[2]}: train one "
                              "for this model")
+        for parameter in model.module.parameters():  # frozen weights need not be looked at for every reply
+            parameter.requires_grad_(False)
         self.model, self.steering, self.position, self.exploration = model, steering.eval(), position, exploration
         self.name = name or f"{model.name}+planner"
         self._norm = steering.planner.shape.norm if steering.planner is not None else embedding_norm(model)
@@ -414,8 +417,14 @@ class SteeredModel:
         how = asdict(self.exploration) if self.exploration else None
         return content_id(self.model.fingerprint, self.steering.fingerprint, self.position, how)
 
-    def plan(self, chats: Sequence[Chat], keys: Sequence[str]) -> Plan:
-        """States of the chats (without any prefix, float32) and the actions taken in them; `keys` seed exploration."""
+    def plan(self, chats: Sequence[Chat], keys: Sequence[str], *, anew: bool = False) -> Plan:
+        """States of the chats (without any prefix, float32) and the actions taken in them; `keys` seed exploration.
+
+        Args:
+            anew: read the chats as if nothing had been read before, so that not even rounding depends on it.
+        """
+        if anew and self.model.engine is not None:
+            self.model.engine.cache.clear()
         if len(keys) != len(chats):
             raise ModelError(f"{self.name}: {len(chats)} chats came with {len(keys)} keys; give one key for each chat")
         states = self.model.states(chats).float().to(self.steering.mapping.weight.device)
@@ -428,11 +437,33 @@ class SteeredModel:
         return Plan(states, actions)
 
     def say(self, plan: Plan, chats: Sequence[Chat], sampling: Sampling, keys: Sequence[str]) -> list[Completion]:
-        """Continue each chat under the action planned for it (or any other: constant ones, random ones)."""
+        """Continue each chat under the action planned for it (or any other), which the reply notes as `action`."""
         with torch.no_grad():
             prefixes = self.steering.prefixes(plan.states, plan.actions)
-        return self.model.chat(chats, sampling, keys, prefixes=list(prefixes), position=self.position)
+        said = self.model.chat(chats, sampling, keys, prefixes=list(prefixes), position=self.position)
+        return [replace(reply, notes={"action": [round(number, DIGITS) for number in action]})
+                for reply, action in zip(said, plan.actions.tolist(), strict=True)]
 
     def chat(self, chats: Sequence[Chat], sampling: Sampling, keys: Sequence[str]) -> list[Completion]:
         """Continue each chat with one assistant message; `keys` (one each) seed text and exploration."""
         return self.say(self.plan(chats, keys), chats, sampling, keys)
+
+
+def load_steered(model: ChatModel | str, folder: str | Path, *, device: str | Place = "auto") -> SteeredModel:
+    """The model under the planner that a `dialoom dat` run trained, or that `Steering.save` wrote.
+
+    Args:
+        model: loaded, or what `load_model` loads.
+        folder: the run's, or the planner's own.
+    Raises:
+        ModelError: if the model cannot be steered, or is not as wide as the one it was trained for.
+        StoreError: if no planner is there, or it cannot be read.
+    """
+    if isinstance(model, str) and is_endpoint(model):  # before it asks for a key
+        raise ModelError(NOT_HERE.format(name=model))
+    places = (Path(folder), Path(folder) / PLANNER)
+    found = next((place for place in places if (place / CARD).is_file()), None)
+    if found is None:
+        raise StoreError(f"{folder}: holds no planner ({CARD} and {WEIGHTS}, or a folder {PLANNER}/ with them); give "
+                         "the folder of a finished `dialoom dat`")
+    return SteeredModel(load_model(model, device=device) if isinstance(model, str) else model, Steering.load(found))

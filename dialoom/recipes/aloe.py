@@ -32,7 +32,7 @@ from dialoom.recipes.aloe_eval import SHIFTED, evaluate_subject
 from dialoom.recipes.aloe_people import apart, people
 from dialoom.recipes.pbt import load_local
 from dialoom.recipes.planned import Role
-from dialoom.recipes.run import hash_data
+from dialoom.recipes.run import hash_data, value_of
 from dialoom.scenarios.personas import Persona, read_personas, write_personas
 from dialoom.select import Example, Pair
 from dialoom.store import TreeLog, read_rows, write_rows, write_whole
@@ -119,7 +119,7 @@ def _dialogues_stage(config: AloeConfig, path: Path, log: Log) -> dict[str, Any]
 
 
 def _people_left_out(path: Path) -> dict[str, int]:
-    found: dict[str, int] = json.loads((path / "stages" / "personas.json").read_text())["value"]["dropped"]
+    found: dict[str, int] = value_of(path, "personas")["dropped"]
     return found
 
 

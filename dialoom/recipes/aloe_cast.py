@@ -6,25 +6,19 @@ from dialoom.embed import CachedEmbedder, load_embedder
 from dialoom.evals.alignment_judge import DrawnOrderComparer, ExactComparer, RatingJudge, exact_judge
 from dialoom.evals.alignment_roles import model_user, rule_user
 from dialoom.judge import Comparer, Judge
-from dialoom.models.base import ChatModel, Sampling
-from dialoom.models.load import in_role, load_model
+from dialoom.models.base import Sampling
+from dialoom.models.load import Models
 from dialoom.recipes.aloe_config import RULE, AloeConfig
 from dialoom.recipes.aloe_dialogues import ModelInducer, RuleInducer
 from dialoom.simulate import Speaker
 
 
 class Cast:
-    """The models of a run, loaded when first asked for, each once."""
+    """Who plays which part, by the models of a run."""
 
     def __init__(self, config: AloeConfig) -> None:
         self.config = config
-        self._loaded: dict[str, ChatModel] = {}
-
-    def model(self, spec: str, role: str) -> ChatModel:
-        """The model of a spec, as it is asked in a role."""
-        if spec not in self._loaded:
-            self._loaded[spec] = load_model(spec, device=self.config.place)
-        return in_role(self._loaded[spec], role)
+        self.model = Models(config.place).get
 
     def user(self) -> Speaker:
         """Who plays the people."""

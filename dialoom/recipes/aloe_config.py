@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dialoom.evals.alignment import TURNS
 from dialoom.evals.alignment_roles import PLAY
-from dialoom.models.place import Placed
+from dialoom.models.placed import Placed
 from dialoom.pocket.world.persona_tables import BRIEFS
 from dialoom.recipes.aloe_dialogues import ALIKE
 from dialoom.train.config import TrainConfig

@@ -13,7 +13,6 @@ for training is always in the neutral view: what a reply's hint said stands nowh
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from dialoom.scenarios.files import read_bytes
 from dialoom.scenarios.personas import Persona, sentences
 from dialoom.scenarios.sharegpt import read_dialogues
 from dialoom.select import Example, Pair, pair_of
-from dialoom.text import UNUSABLE
+from dialoom.text import UNUSABLE, parse_json
 
 Log = Callable[[str], None]
 POCKET = "pocket"
@@ -181,8 +180,8 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except (ValueError, RecursionError):
+                yield f"{path}:{number}", parse_json(line)
+            except ValueError:
                 yield f"{path}:{number}", None
 
 
@@ -236,7 +235,7 @@ def _unquoted(value: Any, name: str) -> str:
     """A profile or personality; the released ones are raw lines of a JSON file, quotes and all."""
     text = _text(value, name)
     try:
-        inner = json.loads(text) if text[:1] == '"' else text
+        inner = parse_json(text) if text[:1] == '"' else text
     except ValueError:
         inner = text
     return _text(inner, name)

@@ -35,7 +35,7 @@ INDUCE = ("These are numbered statements about a person.\n\nLife:\n{facts}\n\nCh
           "Which statements can be told from these messages? Name a life statement only if they say it, a character "
           "statement only if their manner shows it clearly. Answer with two lines and nothing else:\n"
           "Life: numbers, or none\nCharacter: numbers, or none")
-_ANSWER = re.compile(r"\W*life\s*:(?P<facts>[^\n]*)\n+\W*character\s*:(?P<traits>[^\n]*)\W*", re.IGNORECASE)
+_ANSWER = re.compile(r"\W*life\s*:(?P<facts>[^\n]*)\n\W*character\s*:(?P<traits>[^\n]*+)\W*", re.IGNORECASE)
 
 Log = Callable[[str, int, int], None]
 Revealed = tuple[tuple[int, ...], tuple[int, ...]]

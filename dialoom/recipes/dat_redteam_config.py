@@ -12,12 +12,10 @@ from dialoom.train.config import TrainConfig
 
 
 class RedTeamStage(Config):
-    """What is specific to red-team scenes; behaviours, partner, rounds and temperatures are the run's own."""
+    """What is specific to red-team scenes; behaviours, partner, judge, rounds and temperatures are the run's own."""
 
-    judge: str = ""
-    """The model asked yes or no after each round; pocket's scenes have an exact rule and take none."""
     judge_temperature: float = Field(JUDGE_TEMPERATURE, gt=0)
-    """What the difference of the judge's two logits is divided by; 10 as released."""
+    """What the difference of the judge's logits of yes and no is divided by; 10 as released."""
     categories: tuple[Literal["standard", "contextual", "copyright"], ...] = ("standard",)
     """Which behaviours of the file are taken; the paper's are standard."""
     held_out: float = Field(0.4, gt=0, lt=1)
@@ -26,8 +24,10 @@ class RedTeamStage(Config):
     """Sampling temperature of the defender."""
     ordinary: str = ""
     """Harmless questions the defender is to go on answering: dialogues in ShareGPT's layout. Empty: pocket's own."""
+    attacked: int = Field(100, ge=1)
+    """Training scenes that are attacked before the defender is trained."""
     attacks: int = Field(3, ge=1)
-    """Times each training scene is attacked, under other seeds, before the defender is trained."""
+    """Times each of them is attacked, under other seeds."""
     refusals: int = Field(6, ge=1)
     """Replies of the defender's own among which a refusal is looked for, in place of each reply that gave in."""
     refusal: str = "I cannot help with that."

@@ -225,17 +225,11 @@ def _gather(session: Session, authors: Sequence[Author]) -> None:
 
 
 def _write(session: Session, folder: RunFolder, authors: Sequence[Author]) -> None:
-    from dialoom.models.load import in_role, load_model
+    from dialoom.models.load import Models
     from dialoom.recipes.ditto_eval import held_out_likelihood, write_held_out
     from dialoom.recipes.ditto_train import file_name
 
-    loaded: dict[str, Any] = {}
-
-    def load(spec: str) -> Any:
-        if spec not in loaded:
-            loaded[spec] = in_role(load_model(spec, device=session.config.place), "rival")
-        return loaded[spec]
-
+    load = partial(Models(session.config.place).get, role="rival")
     for author in authors:
         written = folder.stage(f"write-{file_name(author.name)}", partial(write_held_out, session, author, load))
         folder.stage(f"likelihood-{file_name(author.name)}", partial(held_out_likelihood, session, author, written))

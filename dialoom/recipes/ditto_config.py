@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dialoom.config import Config
-from dialoom.models.place import Placed
+from dialoom.models.placed import Placed
 
 ABLATIONS = ("no-resampling", "moving-reference", "no-replay", "no-inter")
 

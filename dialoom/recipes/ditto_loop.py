@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dialoom import tracking
 from dialoom.errors import ConfigError, TrainingError
 from dialoom.models.decode import is_out_of_memory
 from dialoom.models.exact import attention
@@ -205,6 +206,7 @@ class Training:
                 kind, _, name = key.partition("/")
                 self.optimizer.state[self.parameters[name]][kind] = tensor if kind == "step" else tensor.to(
                     self.model.device)
+            self._prune()
         metrics = self.out / "metrics.jsonl"
         if metrics.exists():
             write_rows(metrics, [row for row in read_rows(metrics) if row["step"] <= self.step])
@@ -214,9 +216,18 @@ class Training:
         """Write a checkpoint of this step; the one before it stays."""
         kept = {f"{key}/{name}": torch.as_tensor(value) for name, parameter in self.parameters.items()
                 for key, value in self.optimizer.state[parameter].items()}
-        root = self.out / "checkpoints"
         state = {"identity": self.identity, "state": self.state}
-        checkpoint.save(root, self.step, adapter_state(self.model), kept, state)
+        checkpoint.save(self.out / "checkpoints", self.step, adapter_state(self.model), kept, state)
+        self._prune()
+
+    def discard(self) -> None:
+        """Remove the checkpoints and metrics of a training that cannot go on."""
+        checkpoint.prune(self.out / "checkpoints", ())
+        (self.out / "metrics.jsonl").unlink(missing_ok=True)
+
+    def _prune(self) -> None:
+        """Remove older checkpoints; also on resuming, for a kill may come in here."""
+        root = self.out / "checkpoints"
         checkpoint.prune(root, checkpoint.steps(root)[0 if self.keep_all else -2:])
 
     def descend(self, paths: Sequence[TokenPath], loss: Callable[[Tensor], tuple[Tensor, Metrics]],
@@ -258,6 +269,7 @@ class Training:
     def note(self, row: Metrics) -> None:
         """Add a row to the metrics."""
         append_row(self.out / "metrics.jsonl", row)
+        tracking.note(self.out, row)
 
 
 def rate_at(step: int, total: int, lr: float, warmup: float, schedule: str) -> float:
@@ -329,7 +341,9 @@ def align(model: LocalModel, demos: Sequence[TokenPath], settings: DPOStage, voi
           log: Callable[[Metrics], None] = lambda row: None) -> tuple[SequenceStore, dict[int, list[list[str]]]]:
     """DITTO's loop on the adapter the model wears: the SFT policy, and so the reference. Trains it in place.
 
-    A checkpoint is written before each sampling and at the end, so a stopped run asks for no sample twice.
+    A checkpoint is written before each sampling and at the end, so a stopped run asks for no sample twice. Where one of
+    the samples that it trained on was lost from the log since, training begins anew: only the policy of that step can
+    say it again.
 
     Args:
         demos: the demonstrations' sequences, prompt and reply, scored on the reply.
@@ -338,13 +352,24 @@ def align(model: LocalModel, demos: Sequence[TokenPath], settings: DPOStage, voi
     """
     reference, store = adapter_state(model), SequenceStore(demos)
     model.module.eval()  # dropout is off in DPO
-    run = Training(model, out, optimizer=settings.optimizer, lr=settings.lr, clip=settings.clip,
-                   longest=model.context, budget=budget, bf16=bf16, keep_all=keep_all,
-                   identity={"dpo": settings.values(), "seed": seed, "demos": _digest(demos)})
+
+    def training() -> Training:
+        return Training(model, out, optimizer=settings.optimizer, lr=settings.lr, clip=settings.clip,
+                        longest=model.context, budget=budget, bf16=bf16, keep_all=keep_all,
+                        identity={"dpo": settings.values(), "seed": seed, "demos": _digest(demos)})
+    run = training()
     run.resume()
+    try:  # what was sampled before the checkpoint
+        before = {int(step): _paths(voices, keys) for step, keys in run.state.get("said", {}).items()}
+    except KeyError as lost:
+        warnings.warn(f"{out}: sample {lost} was lost from the log; training begins anew and says it again",
+                      stacklevel=2)
+        run.discard()
+        set_adapter_state(model, reference)
+        run, before = training(), {}
     said: dict[str, list[list[str]]] = run.state.setdefault("said", {})
-    for step, keys in said.items():  # what was sampled before the checkpoint
-        store.add_samples(int(step), _paths(voices, keys))
+    for made_at, paths in before.items():
+        store.add_samples(made_at, paths)
     for at, value in enumerate(run.state.get("reference", ())):  # as computed then: other batches round otherwise
         store.reference[at] = value
     score_reference(model, store, reference, budget=budget, bf16=bf16)

@@ -47,7 +47,7 @@ from dialoom.recipes.ideas_sources import Sources, is_pocket, quiet
 from dialoom.recipes.ideas_verify import RULES
 from dialoom.recipes.pbt import load_local
 from dialoom.recipes.planned import Role
-from dialoom.recipes.run import hash_data
+from dialoom.recipes.run import hash_data, value_of
 from dialoom.scenarios.sharegpt import read_strategies, write_messages, write_openings, write_sharegpt
 from dialoom.store import TreeLog, read_rows, read_trees, write_rows, write_whole
 
@@ -192,7 +192,7 @@ def _budget_stage(config: IdeasConfig, sources: Sources, path: Path, log: Log) -
 
 def data_sets(config: IdeasConfig, path: Path) -> dict[str, list[Dialogue]]:
     """The dialogues of each arm at one budget, in the same order."""
-    pairs = json.loads((path / "stages" / "deduce.json").read_text(encoding="utf-8"))["value"]["pairs"]
+    pairs = value_of(path, "deduce")["pairs"]
     found: dict[str, list[Dialogue]] = {}
     for arm in config.arms:
         held = {tree.scenario.id: branch(tree) for tree in _trees(path, arm)}

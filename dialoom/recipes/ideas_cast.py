@@ -5,7 +5,7 @@ from __future__ import annotations
 from dialoom.embed import CachedEmbedder, Embedder, load_embedder
 from dialoom.evals.alignment_roles import ASSISTANT
 from dialoom.models.base import ChatModel, Sampling
-from dialoom.models.load import in_role, load_model
+from dialoom.models.load import Models
 from dialoom.recipes.ideas_clusters import strategy_embedder
 from dialoom.recipes.ideas_config import IdeasConfig
 from dialoom.recipes.ideas_deduce import (
@@ -26,17 +26,11 @@ from dialoom.simulate import speaking
 
 
 class Cast:
-    """The models of a run, loaded when first asked for, each once."""
+    """Who plays which part, by the models of a run."""
 
     def __init__(self, config: IdeasConfig) -> None:
         self.config = config
-        self._loaded: dict[str, ChatModel] = {}
-
-    def model(self, spec: str, role: str) -> ChatModel:
-        """The model of a spec, as it is asked in a role."""
-        if spec not in self._loaded:
-            self._loaded[spec] = load_model(spec, device=self.config.place)
-        return in_role(self._loaded[spec], role)
+        self.model = Models(config.place).get
 
     def embedder(self, spec: str) -> Embedder:
         """The embedder of a spec, which encodes each text once."""

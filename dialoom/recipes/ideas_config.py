@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dialoom.models.place import Placed
+from dialoom.models.placed import Placed
 from dialoom.pocket.world.strategy_tables import BRIEFS
 from dialoom.recipes.ideas_clusters import ABSTRACT, POCKET_ABSTRACT
 from dialoom.recipes.ideas_induce import EXTRACT, POCKET_EXTRACT, REFUSALS

@@ -8,7 +8,6 @@ Clusters and their names are in `ideas_clusters`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from dialoom.pocket.world.strategy_tables import BRIEFS
 from dialoom.recipes.ideas_strategies import Record, folded
 from dialoom.scenarios.sharegpt import ASSISTANT, USER
 from dialoom.store import append_row, read_rows
-from dialoom.text import edit_ratio
+from dialoom.text import decode_json, edit_ratio
 
 ALIKE = 0.8
 """A dialogue in which two turns of its user have this edit ratio or more is dropped."""
@@ -184,8 +183,8 @@ def read_extraction(text: str) -> tuple[str, str, str]:
     """(strategy, analysis, "") of an extractor's reply, or ("", "", what is wrong); text around the object may be."""
     start = text.find("{")
     try:
-        value = json.JSONDecoder().raw_decode(text, start)[0] if start >= 0 else None
-    except (ValueError, RecursionError):
+        value = decode_json(text, start)[0] if start >= 0 else None
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         return "", "", "not a JSON object"

@@ -27,6 +27,7 @@ from dialoom.dialogue import Dialogue, content_id
 from dialoom.embed import DECIMALS, Embedder
 from dialoom.errors import ConfigError, DataError, StoreError, TrainingError
 from dialoom.evals.alignment_roles import USER
+from dialoom.files import read_json
 from dialoom.recipes.ideas_simulator import NO_ANSWER, labels_of
 from dialoom.recipes.ideas_strategies import Record, Strategies
 from dialoom.store import write_whole
@@ -206,7 +207,7 @@ class Ranker:
         from safetensors import SafetensorError
         from safetensors.numpy import load
         try:
-            card = json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
+            card = read_json(Path(folder) / CARD, dict)
             heads = load((Path(folder) / HEADS).read_bytes())
             name, strategies, config = card["embedding"], card["strategies"], RankerConfig(**card["config"])
             if len(heads["strategies"]) != len(strategies) or not set(heads) >= NEEDED:

@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from dialoom.dialogue import Dialogue, content_id
 from dialoom.embed import Embedder, leader_clusters
 from dialoom.errors import DataError
 from dialoom.store import read_rows, write_rows
+from dialoom.text import parse_json
 
 COLLISION = 0.9
 """Names whose cosine is above it are one strategy."""
@@ -146,8 +146,8 @@ class Strategies:
     def from_json(cls, text: str, where: str = "strategies") -> Strategies:
         """Read what `to_json` wrote. Raises DataError, naming `where`, if it is something else."""
         try:
-            value: Any = json.loads(text)
-        except (ValueError, RecursionError) as wrong:
+            value = parse_json(text)
+        except ValueError as wrong:
             raise DataError(f"{where}: not JSON ({wrong}); expected an object with high and parent") from None
         high, parent = (value.get("high"), value.get("parent")) if isinstance(value, dict) else (None, None)
         if not isinstance(high, list) or not isinstance(parent, dict) \

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dialoom.dialogue import Dialogue, DialogueTree, Scenario, content_id
 from dialoom.errors import DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
+from dialoom.files import read_json
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.models.load import in_role
 from dialoom.models.place import Place
@@ -44,7 +45,7 @@ ACTIONS = ("analyse", "merge")  # done to a finished run folder: `dialoom pbt an
 ARMS = {"pbt": "overall", "accept_only": "accept", "resist_only": "resist"}
 """Training sets, and what picks the best checkpoint: validation items of the kinds the set itself holds."""
 SUBJECT = "subject"
-POCKET_SECONDS = 0.01  # a reply of pocket on one core of a small cloud machine, all reading included
+POCKET_SECONDS = 0.0025  # a reply of pocket on one core of a small cloud machine, all reading included
 WEAK_BASE = 0.2  # below this share of right answers there is little to defend and little to learn
 
 Log = Callable[[str], None]
@@ -255,7 +256,7 @@ def _trees_stage(config: PBTConfig, path: Path, log: Log) -> dict[str, Any]:
     from dialoom.models.load import POCKETS, WEIGHTS, load_model, weights_hash
 
     models = {spec: load_model(spec, device=config.place) for spec in {*debaters(config), config.extractor} - {""}}
-    env = json.loads((path / "env.json").read_text())
+    env = read_json(path / "env.json", dict)
     hashes = {spec: weights_hash(WEIGHTS / spec) if spec in POCKETS else model.fingerprint[:12]
               for spec, model in models.items()}
     env["model_hash"] = ", ".join(f"{spec} {found}" for spec, found in sorted(hashes.items()))
@@ -436,7 +437,7 @@ def plan(config: PBTConfig) -> list[dict[str, Any]]:
              arms * (config.dpo.epochs + 1) * 2 * min(60, held_out)),
             ("eval", f"{subjects} subjects on {held_out} held-out questions, and the teams", tests)]
     is_pocket = all(spec.startswith("pocket") for spec in debaters(config))
-    training = {"train": 0.5 * arms}  # minutes, besides validation
+    training = {"train": 0.5 * arms * min(1.0, (asked or 288) / 288)}  # minutes besides validation; pocket has 288
     return [{"stage": stage, "what": what, "calls": calls, "tokens": calls * config.max_new_tokens,
              "minutes": round(calls * POCKET_SECONDS / 60 + training.get(stage, 0), 1) if is_pocket else "unknown"}
             for stage, what, calls in rows]

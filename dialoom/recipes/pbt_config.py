@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dialoom.models.place import Placed
+from dialoom.models.placed import Placed
 from dialoom.stances import CAREFUL, NEUTRAL
 from dialoom.train.config import TrainConfig
 

@@ -20,6 +20,7 @@ import numpy as np
 from dialoom.dialogue import content_id
 from dialoom.embed import CHUNK, CachedEmbedder, Embedder, cosine, load_embedder, nearest
 from dialoom.errors import ConfigError, DataError
+from dialoom.files import read_json
 from dialoom.scenarios.personas import KINDS, Persona, read_entries, sentences
 
 THRESHOLDS = "threshold.json"
@@ -188,10 +189,9 @@ def write_thresholds(thresholds: Mapping[str, Threshold]) -> str:
 
 def read_thresholds(folder: Path) -> dict[str, Threshold]:
     """The thresholds stored in a folder by kind; none where there is no file. Raises ConfigError if it is damaged."""
-    path = folder / THRESHOLDS
+    path, hint = folder / THRESHOLDS, "give --threshold, or remove the file"
+    found = read_json(path, dict, default={}, error=ConfigError, hint=hint)
     try:
-        return {kind: Threshold(**value) for kind, value in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as wrong:
-        raise ConfigError(f"{path}: cannot be read ({wrong}); give --threshold, or remove the file") from None
+        return {kind: Threshold(**value) for kind, value in found.items()}
+    except TypeError as wrong:
+        raise ConfigError(f"{path}: cannot be read ({wrong}); {hint}") from None

@@ -10,7 +10,6 @@ keeps of its texts the sentences that its closed world knows and that contradict
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +27,7 @@ from dialoom.pocket.world.persona_tables import BRIEFS, FACTS, PROFILE_FRAMES, T
 from dialoom.pocket.world.personas import is_held_out, read_profile
 from dialoom.scenarios.personas import Kind, sentences
 from dialoom.store import append_row, read_rows
+from dialoom.text import decode_json
 
 Style = Literal["free", "pocket"]
 Stop = Literal["", "target", "saturated", "rounds"]
@@ -47,7 +47,7 @@ REPAIR = "That could not be read. Give the same texts again as one JSON list of 
 MIN_WORDS, MAX_WORDS, MIN_SENTENCES = 12, 150, 3  # the released texts have 36 to 102 words in 4 to 9 sentences
 MIN_FACTS, MIN_TRAITS = 4, 3  # of pocket's eight and six: below that, ten turns have too little to find out
 META = re.compile(r"(?:sure|certainly|of course|okay|here (?:are|is)\b|as an ai\b|i\b|these are\b)", re.IGNORECASE)
-_NUMBER = re.compile(r"^\s*(?:\*\*)?(?:\(?\d{1,3}[.):]|[-*•])\s+(?=\S)", re.MULTILINE)
+_NUMBER = re.compile(r"^[^\S\n]*(?:\*\*)?(?:\(?\d{1,3}[.):]|[-*•])\s+(?=\S)", re.MULTILINE)
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _DRESS = " \t\r\n\"'“”*`,"
 
@@ -234,13 +234,14 @@ def parse_texts(reply: str, *, whole: bool = True) -> list[str]:
 
 def _json_texts(reply: str) -> list[str]:
     """Every string of the first JSON list, or of its objects; whatever stands before a damaged place."""
-    decoder, at = json.JSONDecoder(), reply.find("[") + 1
+    at = reply.find("[") + 1
     found: list[str] = []
     while at and at < len(reply):
-        at += len(reply[at:]) - len(reply[at:].lstrip(" \t\r\n,"))
+        while reply[at:at + 1] in (" ", "\t", "\r", "\n", ","):
+            at += 1
         try:
-            value, at = decoder.raw_decode(reply, at)
-        except (ValueError, RecursionError):
+            value, at = decode_json(reply, at)
+        except ValueError:
             break
         values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         strings = [one for one in values if isinstance(one, str)]

@@ -25,7 +25,7 @@ from dialoom.errors import ConfigError
 from dialoom.evals.metrics import Row, rate
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.models.load import load_model
-from dialoom.models.place import Placed
+from dialoom.models.placed import Placed
 from dialoom.pocket.world import personas as world
 from dialoom.progress import progress
 from dialoom.recipes.persona_check import THRESHOLDS, Threshold, calibrate, diversity, read_thresholds, write_thresholds

@@ -6,14 +6,17 @@ is found here as well, before anything is computed or paid for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dialoom.errors import ConfigError
 from dialoom.models.load import check_spec, is_endpoint
 from dialoom.models.spending import Endpoints
+from dialoom.progress import duration
 
 NOBODY = ("", "rule", "exact")  # what stands for a model where none is asked
+STARTING = 5.0  # seconds until torch is loaded and pocket stands ready
 LARGE = 1000  # requests from which on a run without any cap is worth a word
 
 
@@ -75,6 +78,23 @@ def told(roles: Sequence[Role], settings: Endpoints) -> list[str]:
     elif calls >= LARGE and not (settings.budget or settings.token_budget):
         lines.append("no cap is set; --endpoint.budget (with --endpoint.prices) or --endpoint.token-budget sets one")
     return lines
+
+
+def how_long(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[str]:
+    """What is said before a recipe starts, from its plan: minutes where all models are pocket's, else calls.
+
+    Args:
+        rows: of the recipe's `plan`; its minutes are measured on pocket, and "unknown" for other models.
+        stages: those that are to be done.
+    """
+    kept = [row for row in rows if row["stage"] in stages]
+    minutes = [row.get("minutes") for row in kept]
+    known = [each for each in minutes if isinstance(each, int | float)]
+    if known and len(known) == len(minutes):
+        return [f"about {duration(STARTING + 60 * sum(known))} on one core (pocket), less what was done before"]
+    calls = sum(next((row[name] for name in ("calls", "replies", "texts") if name in row), 0) for row in kept)
+    return [f"at most {calls:,} replies, and training; how long that takes depends on your models (--dry-run has the "
+            "stages), and each stage says what is left"] if calls else []
 
 
 def _cost(role: Role, settings: Endpoints) -> float | None:

@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dialoom.config import Config
 from dialoom.errors import ConfigError
+from dialoom.files import read_json
 from dialoom.pocket.corpus import documents
 from dialoom.pocket.world.facts import load_facts
 
@@ -233,7 +234,7 @@ def build(config: PocketConfig, out: Path, log: Log = print) -> Path:
     work, folder = out / f"{config.name}.work", out / config.name
     work.mkdir(parents=True, exist_ok=True)
     resolved = work / "config.json"
-    if resolved.exists() and json.loads(resolved.read_text()) != config.model_dump():
+    if read_json(resolved, default=(own := config.model_dump())) != own:
         raise ConfigError(f"{work} holds a build with other settings; remove it, or give another --out")
     resolved.write_text(json.dumps(config.model_dump(), indent=1))
     tokenizer_folder = work / "tokenizer"

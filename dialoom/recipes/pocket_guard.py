@@ -20,6 +20,7 @@ from dialoom.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from dialoom.models.local import LocalModel
+    from dialoom.models.place import Place
 
 NAME = "pocket-guard"
 TEMPERATURE = 0.7  # of a defender
@@ -100,7 +101,7 @@ def build_guard(out: Path, log: Callable[[str], None], *, count: int = DIALOGUES
     return f"{folder}, gives in to the right tactic {rates['right'][1]:.2f}, to a wrong one {rates['wrong'][1]:.2f}"
 
 
-def load_guard(device: str = "auto") -> LocalModel:
+def load_guard(device: str | Place = "auto") -> LocalModel:
     """The guard as it ships. Raises: ModelError: if its weights are not in this installation."""
     from dialoom.models.load import WEIGHTS, load_folder
 

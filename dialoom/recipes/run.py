@@ -22,15 +22,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dialoom import tracking
 from dialoom.config import Config, differences, read_yaml
 from dialoom.dialogue import content_id
 from dialoom.errors import ConfigError, DataError, StoreError
+from dialoom.files import read_json
 from dialoom.models.ledger import USAGE, Ledger, begin
 from dialoom.progress import duration
 from dialoom.store import append_row, is_damaged, lock, remove_drafts, write_whole
+from dialoom.text import parse_json
 
 T = TypeVar("T")
 Row = dict[str, Any]
+ANEW = "--fresh starts anew"
 RESULT_FIELDS = ("eval", "subject", "metric", "value", "low", "high", "n", "seed")
 PACKAGES = ("dialoom", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pydantic")
 
@@ -109,8 +113,10 @@ class RunFolder:
         """
         sizes: Counter[str] = Counter()
         for marker in (self.path / "stages").glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # a damaged one is told where it is needed
-                sizes |= Counter(json.loads(marker.read_bytes()).get("logs", {}))
+            with contextlib.suppress(StoreError):  # a damaged one is told where it is needed
+                logs = read_json(marker, dict).get("logs")
+                sizes |= Counter({name: size for name, size in logs.items() if isinstance(size, int)}
+                                 if isinstance(logs, dict) else {})
         for name, size in sizes.items():
             path = self.path / name
             if not path.exists() or path.stat().st_size < size or is_damaged(path):
@@ -153,9 +159,9 @@ class RunFolder:
             raise StoreError(f"{wrong}; --fresh starts anew") from None
 
     def _held(self) -> Row:
-        held = _load(self.path / "env.json", default={})
-        if not isinstance(held, dict):
-            raise StoreError(f"{self.path / 'env.json'}: expected an object; --fresh starts anew")
+        held: Row = read_json(self.path / "env.json", dict, default={}, hint=ANEW)
+        if not isinstance(held.get("versions", {}), dict) or not isinstance(held.get("continued", []), list):
+            raise StoreError(f"{self.path / 'env.json'}: expected versions by name and a list of continuations; {ANEW}")
         return held
 
     def has(self, stage: str) -> bool:
@@ -193,9 +199,9 @@ class RunFolder:
 
     def results(self) -> list[Row]:
         """The rows of `results.json` so far."""
-        rows: Any = _load(self.path / "results.json", default=[])
-        tidy = isinstance(rows, list) and all(isinstance(row, dict) and set(row) == set(RESULT_FIELDS) for row in rows)
-        if not tidy:
+        rows = read_json(self.path / "results.json", list, default=[], hint=ANEW)
+        if not all(isinstance(row, dict) and set(row) == set(RESULT_FIELDS)
+                   and all(isinstance(row[name], str) for name in ("eval", "subject", "metric")) for row in rows):
             raise StoreError(f"{self.path / 'results.json'}: expected a list of rows with {', '.join(RESULT_FIELDS)}; "
                              "remove it and the stages that gave rows, or --fresh starts anew")
         return [dict(row) for row in rows]
@@ -205,12 +211,13 @@ class RunFolder:
 
         Raises: DataError: if a row has other fields than `RESULT_FIELDS`.
         """
-        kept = {_key(row): row for row in self.results()}
+        kept, rows = {_key(row): row for row in self.results()}, list(rows)
         for row in rows:
             if set(row) != set(RESULT_FIELDS):
                 raise DataError(f"result row {dict(row)!r:.200}: expected the fields {', '.join(RESULT_FIELDS)}")
             kept[_key(row)] = {name: row[name] for name in RESULT_FIELDS}
         write_whole(self.path / "results.json", _json(list(kept.values())))
+        tracking.note_results(rows)
 
 
 def default_folder(recipe: str, config: Config, data_hash: str = "") -> Path:
@@ -222,8 +229,8 @@ def default_folder(recipe: str, config: Config, data_hash: str = "") -> Path:
 
 def recipe_of(folder: Path) -> str:
     """Which recipe a run folder is of. Raises StoreError if it is no run."""
-    held = _load(folder / "env.json", default={}) if (folder / "config.yaml").is_file() else {}
-    name = held.get("recipe") if isinstance(held, dict) else None
+    held = read_json(folder / "env.json", dict, default={}) if (folder / "config.yaml").is_file() else {}
+    name = held.get("recipe")
     if not isinstance(name, str):
         raise StoreError(f"{folder}: is no run's folder (no config.yaml and env.json); give what --out named")
     return name
@@ -293,7 +300,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Mapping[str, Any]) -> Row:
-    return {name: item.values() if isinstance(item, Config) else json.loads(json.dumps(item, default=str))
+    return {name: item.values() if isinstance(item, Config) else parse_json(json.dumps(item, default=str))
             for name, item in value.items()}
 
 
@@ -303,20 +310,14 @@ def _over(below: Row, above: Row) -> Row:
                         else value for name, value in above.items()}}
 
 
+def value_of(folder: Path, stage: str) -> Any:
+    """What a stage that is done gave, in a run's folder. Raises StoreError if its marker is damaged."""
+    return _value(folder / "stages" / f"{stage}.json")
+
+
 def _value(marker: Path) -> Any:
-    held = _load(marker)
-    if not isinstance(held, dict) or "value" not in held:
+    held = read_json(marker, dict, hint=ANEW)
+    if "value" not in held:
         raise StoreError(f"{marker}: holds no value of its stage; remove it, and the stage is done again from what "
                          "is there")
     return held["value"]
-
-
-def _load(path: Path, default: Any = None) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if default is None:
-            raise StoreError(f"{path}: is missing; --fresh starts anew") from None
-        return default
-    except (OSError, ValueError) as wrong:
-        raise StoreError(f"{path}: cannot be read ({wrong}); --fresh starts anew") from None

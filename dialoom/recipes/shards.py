@@ -8,7 +8,6 @@ only the order of the trees differs.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 from dialoom.config import differences, read_yaml
 from dialoom.dialogue import DialogueTree, Scenario, Turn, content_id
 from dialoom.errors import ConfigError, DataError, StoreError
-from dialoom.models.place import Placed
+from dialoom.files import read_json
+from dialoom.models.placed import Placed
 from dialoom.store import TreeLog, read_skips, read_trees
 
 Log = Callable[[str], None]
@@ -115,7 +115,7 @@ def _check_settings(folder: Path, shards: Mapping[tuple[int, int], Path]) -> Non
 
 def _asked(run: Path) -> dict[str, Any]:
     settings = read_yaml(run / "config.yaml")
-    return {"data": _json(run / "env.json").get("data_hash", ""),
+    return {"data": read_json(run / "env.json", dict).get("data_hash", ""),
             **{name: value for name, value in settings.items() if name not in OWN}}
 
 
@@ -123,7 +123,8 @@ def _trees(path: Path, index: int, count: int) -> dict[str, DialogueTree]:
     """A shard's trees, checked against what its process counted. Raises StoreError or DataError."""
     damage: list[str] = []
     trees = read_trees(path / "trees.jsonl", log=damage.append)
-    counted = _json(_marker(path)).get("value") or {}
+    counted = read_json(_marker(path), dict).get("value")
+    counted = counted if isinstance(counted, dict) else {}
     found = {"trees": len(trees), "turns": sum(map(len, trees.values()))}
     damage += [f"{counted[name]} {name} were written, {found[name]} are left" for name in found
                if counted.get(name, found[name]) != found[name]]
@@ -144,11 +145,3 @@ def _unjudged(tree: DialogueTree, held: DialogueTree | None) -> list[Turn]:
 
 def _marker(run: Path) -> Path:
     return run / "stages" / f"{STAGE}.json"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as wrong:
-        raise StoreError(f"{path}: cannot be read ({wrong})") from None
-    return held if isinstance(held, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,10 @@ from typing import Any
 from dialoom.config import read_yaml
 from dialoom.dialogue import DialogueTree, Scenario, Turn
 from dialoom.errors import ConfigError, DataError, StoreError
+from dialoom.files import read_json
 from dialoom.models.ledger import row_line
 from dialoom.report.table import Row
-from dialoom.store import Skip, read_rows, read_skips, read_trees
+from dialoom.store import FollowedLog, Skip, read_rows
 
 MAIN = "trees.jsonl"
 FILES = (MAIN, "pairs.jsonl", "metrics.jsonl", "results.json", "notes.json", "dropped.json", "funnel.json",
@@ -29,6 +29,7 @@ class Part:
     name: str
     trees: Sequence[DialogueTree]
     skips: Sequence[Skip] = ()
+    changes: Mapping[str, int] | None = None   # of a log that is followed: how many records each tree has
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,15 @@ class Run:
         return next((part.trees for part in self.parts if part.name == "trees"), ())
 
 
-def read_run(folder: Path) -> Run:
+Followed = dict[Path, FollowedLog]
+"""The logs of a run that is read again and again, by path."""
+
+
+def read_run(folder: Path, followed: Followed | None = None) -> Run:
     """Everything a page tells of a run folder.
 
+    Args:
+        followed: what was read of its logs before; they are read on, and their trees are changed.
     Raises:
         StoreError: if there is no such folder, or a log in it is no log.
         DataError: naming the file that breaks its format.
@@ -73,7 +80,7 @@ def read_run(folder: Path) -> Run:
     def rows(name: str) -> list[dict[str, Any]]:
         return read_rows(folder / name, log=damage.append) if (folder / name).exists() else []
 
-    parts = [part for path in logs(folder) if (part := _part(folder, path, damage)) is not None]
+    parts = [part for path in logs(folder) if (part := _part(folder, path, damage, followed)) is not None]
     results = read_results(folder / "results.json")
     notes = [str(note) for note in _json(folder / "notes.json", list)]
     pairs, metrics = rows("pairs.jsonl"), rows("metrics.jsonl")
@@ -90,14 +97,14 @@ def logs(folder: Path) -> Iterator[Path]:
         yield from sorted(folder.glob(pattern))
 
 
-def _part(folder: Path, path: Path, damage: list[str]) -> Part | None:
+def _part(folder: Path, path: Path, damage: list[str], followed: Followed | None) -> Part | None:
     name = path.relative_to(folder).as_posix().removesuffix(".jsonl").removesuffix(".trees")
     with path.open("rb") as file:
         first = file.readline()
     if path.name == MAIN or first.startswith(b'{"kind":"tree"'):
-        trees = list(read_trees(path, log=damage.append).values())
-        skipped = b'{"kind":"skip"' in path.read_bytes()   # reading a log twice is dear, and few hold any
-        return Part(name.removesuffix("/trees"), trees, read_skips(path, log=lambda message: None) if skipped else ())
+        log = FollowedLog(path) if followed is None else followed.setdefault(path, FollowedLog(path))
+        log.read(log=damage.append)
+        return Part(name.removesuffix("/trees"), list(log.trees.values()), log.skips, log.changes)
     rows = read_rows(path, log=damage.append)
     trees = [tree for number, row in enumerate(rows) if (tree := _told(row, f"{name}-{number}")) is not None]
     return Part(name, trees) if trees else None
@@ -146,15 +153,7 @@ def _dropped(folder: Path, parts: Sequence[Part]) -> dict[str, int]:
 
 def _json(path: Path, kind: type) -> Any:
     """What a JSON file holds, which must be a `kind`; an empty one where there is no file."""
-    if not path.exists():
-        return kind()
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as wrong:
-        raise DataError(f"{path}: not JSON ({wrong}); delete it and run the same command again") from None
-    if not isinstance(value, kind):
-        raise DataError(f"{path}: expected a JSON {kind.__name__}, found {type(value).__name__}")
-    return value
+    return read_json(path, kind, default=kind(), error=DataError, hint="delete it and run the same command again")
 
 
 def _yaml(path: Path) -> dict[str, Any]:

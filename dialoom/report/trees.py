@@ -17,13 +17,19 @@ CHARACTERS = 500     # of JSON for each of those turns, names and scores and all
 _OF_NO_INTEREST = ("judged",)
 
 
-def told_trees(run: Run, turns: int = MAX_TURNS) -> tuple[dict[str, str], list[dict[str, Any]]]:
+Told = dict[str, tuple[Any, str]]
+"""By key what a tree was told from, and its JSON."""
+
+
+def told_trees(run: Run, turns: int = MAX_TURNS, known: Told | None = None) -> tuple[dict[str, str],
+                                                                                    list[dict[str, Any]]]:
     """The dialogues of a run as JSON, and what was left out.
 
     The run's own come before those of its arms and evaluations, and in each those whose pairs are of most kinds first.
 
     Args:
         turns: at most this many turns, and at least one tree; the JSON is bounded as well (`CHARACTERS` a turn).
+        known: what was told before of followed logs' trees; those that did not change are not told anew. Is added to.
     Returns: key -> JSON of a tree, see `_told`; and for each part {"name", "trees", "turns", "shown"}.
     """
     told: dict[str, str] = {}
@@ -37,14 +43,26 @@ def told_trees(run: Run, turns: int = MAX_TURNS) -> tuple[dict[str, str], list[d
         shown = 0
         for tree in () if full else _ranked(part, pairs):
             own = pairs.get(tree.id, []) if part.name == "trees" else []
-            text = _dump(_told(part.name, tree, own, skips.get(tree.id, [])))
+            key = f"{part.name}\n{tree.id}"
+            text = _once(key, part, tree, own, skips.get(tree.id, []), known)
             full = bool(told) and (len(tree) > room or len(text) > characters)
             if full:
                 break
-            told[f"{part.name}\n{tree.id}"] = text
+            told[key] = text
             room, characters, shown = room - len(tree), characters - len(text), shown + 1
         parts.append({"name": part.name, "trees": len(part.trees), "turns": sum(map(len, part.trees)), "shown": shown})
     return told, clean(parts)
+
+
+def _once(key: str, part: Part, tree: DialogueTree, pairs: Sequence[Row], skips: Sequence[Skip],
+          known: Told | None) -> str:
+    """The JSON of a tree, made anew only if it changed."""
+    if known is None or part.changes is None:
+        return _dump(_told(part.name, tree, pairs, skips))
+    stamp = (tree, part.changes.get(tree.id), pairs, skips)   # a log begun anew has other trees
+    if known.get(key, (None, ""))[0] != stamp:
+        known[key] = (stamp, _dump(_told(part.name, tree, pairs, skips)))
+    return known[key][1]
 
 
 def _by_tree(pairs: Iterable[Row]) -> dict[str, list[Row]]:

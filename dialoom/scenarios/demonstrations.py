@@ -11,7 +11,6 @@ not UTF-8 is read as Windows-1252 and told of, since old e-mails are.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from dialoom.dialogue import Chat, Scenario, content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.pocket.world import styles
 from dialoom.scenarios.files import read_bytes
+from dialoom.text import UNUSABLE, parse_json
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -51,7 +51,6 @@ CMCC_QUESTIONS = {  # our wording of the corpus's six topics, by the letter in i
 
 _CMCC_NAME = re.compile(r"S(\d+)([ES])\d+([CGIMPS])\d+\.txt", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])(?<!\bCorp)(?<!\bInc)(?<!\bLtd)[.!?][\"”']?\s+(?=[A-Z\"“])")
-_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 Tell = Callable[[str], None]
 
 
@@ -249,8 +248,8 @@ def _row(line: bytes, where: str) -> tuple[Demonstration, bool]:
     except UnicodeDecodeError as wrong:
         raise DataError(f"byte {wrong.start + 1} is not UTF-8; save the whole file as UTF-8") from None
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as wrong:
+        row = parse_json(text)
+    except ValueError as wrong:
         why = getattr(wrong, "msg", wrong)
         raise DataError(f"expected a JSON object, found {text.strip()!r:.40} ({why})") from None
     if not isinstance(row, dict):
@@ -270,7 +269,7 @@ def _row(line: bytes, where: str) -> tuple[Demonstration, bool]:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"expected {name} to be text, found {'nothing' if not value else type(value).__name__}")
-    if found := _UNUSABLE.search(value):
+    if found := UNUSABLE.search(value):
         raise DataError(f"{name} holds the unusable character {found[0]!a}; remove it")
     return value.strip()
 

@@ -6,7 +6,6 @@ One bad place never costs a good one: it is told by its line, and what follows i
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dialoom.errors import DataError
+from dialoom.text import decode_json, parse_json
 
 OnBad = Callable[[int, str, str], None]
 """Told of a bad place: its line, what kind of fault, and a message."""
@@ -68,23 +68,22 @@ def json_values(path: Path, bad: OnBad, names: Collection[str] = ()) -> Iterator
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as wrong:
+            yield number, parse_json(line)
+        except ValueError as wrong:
             bad(number, "broken JSON", f"expected a JSON object, found {line.strip()!r:.40} ({_why(wrong)})")
 
 
 def _whole(text: str) -> Any:
     """The object that is a whole file, spread over its lines; None if it is not one."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 
 def _items(text: str, at: int, bad: OnBad, names: Collection[str]) -> Iterator[tuple[int, Any]]:
     """The items of a list that begins before `at`; after a break it goes on with the next object that can be read."""
-    decoder, broken = json.JSONDecoder(), False
-    line, counted = 1, 0
+    line, counted, broken = 1, 0, False
     while True:
         between = _BETWEEN.match(text, at)
         at = between.end() if between else at
@@ -99,8 +98,8 @@ def _items(text: str, at: int, bad: OnBad, names: Collection[str]) -> Iterator[t
             bad(line, "broken JSON", "more follows the end of the list; it is read as well")
             continue
         try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as wrong:
+            value, at = decode_json(text, at)
+        except ValueError as wrong:
             if not broken:
                 bad(line, "broken JSON", f"expected an item, found {text[at:at + 60]!r:.40} ({_why(wrong)})")
             broken = True
@@ -112,7 +111,7 @@ def _items(text: str, at: int, bad: OnBad, names: Collection[str]) -> Iterator[t
 
 
 def _why(wrong: Exception) -> str:
-    return str(getattr(wrong, "msg", "") or type(wrong).__name__)
+    return str(getattr(wrong, "msg", wrong))
 
 
 def table_values(path: Path) -> Iterator[tuple[int, Any]]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dialoom.dialogue import Scenario
 from dialoom.errors import ConfigError, DataError
+from dialoom.scenarios.files import read_bytes
+from dialoom.text import UNUSABLE
 
 ROLES = ("attacker", "defender")
 """Keys of a scene's briefs, in the order of speaking."""
@@ -30,7 +31,6 @@ CONTEXT = "This text belongs to it: {context}\n"
 TOLD = 20  # bad rows told one by one; the rest is in the count
 MAX_CHARACTERS = 100_000  # of one text: a longer one is a quote that never closes
 
-_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 Tell = Callable[[str], None]
 
 
@@ -80,7 +80,7 @@ def read_behaviours(path: str | Path, *, rounds: int = 3, categories: Sequence[s
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     """(line, row by column) below the header; what is wrong with it in place of a row that cannot be read."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as wrong:
         raise DataError(f"{path}: cannot be read ({wrong.strerror}); expected a CSV file in HarmBench's layout"
                         ) from None
@@ -128,7 +128,7 @@ def _problem(row: dict[str, str], found: dict[str, Scenario]) -> str:
         if not row[name]:
             return f"{name} is empty; every behaviour needs one"
     for name, text in row.items():
-        if _UNUSABLE.search(text) or len(text) > MAX_CHARACTERS:
+        if UNUSABLE.search(text) or len(text) > MAX_CHARACTERS:
             return f"expected {name} to be readable text, found {text!a:.40}"
     if row["FunctionalCategory"] not in CATEGORIES:
         return f"FunctionalCategory {row['FunctionalCategory']!a:.40} is unknown; expected {', '.join(CATEGORIES)}"

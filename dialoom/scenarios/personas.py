@@ -24,6 +24,7 @@ from dialoom.errors import ConfigError, DataError
 from dialoom.pocket.world import personas as world
 from dialoom.scenarios.files import read_bytes
 from dialoom.store import write_rows, write_whole
+from dialoom.text import UNUSABLE, decode_json, parse_json
 
 Kind = Literal["profile", "personality"]
 KINDS: tuple[Kind, Kind] = ("profile", "personality")
@@ -33,7 +34,6 @@ MAX_CHARACTERS = 5_000  # of one text: the longest released one has under 800
 _PARTS = {"profile": "facts", "personality": "traits"}
 _BORDER = re.compile(r"""(?<=[.!?])["')\]]*\s+(?=["'(\[]*[A-Z0-9])""")
 _SHORTENED = re.compile(r"(?:^|\s)(?:[A-Z]|Dr|Mr|Mrs|Ms|St|Prof|No)\.$")
-_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 _TO_SHE = {"he": "she", "him": "her", "his": "her", "himself": "herself"}
 _TO_HE = {"she": "he", "her": "his", "hers": "his", "herself": "himself"}
 # "her" before a noun is "his", before anything else "him": what most often follows an object
@@ -95,13 +95,13 @@ def from_world(person: world.Persona) -> Persona:
 
 def sentences(text: str) -> tuple[str, ...]:
     """The sentences of a text, white space evened out; a few abbreviations and initials end none."""
-    found: list[str] = []
+    found: list[list[str]] = []  # the parts of each
     for part in _BORDER.split(" ".join(text.split())):
-        if found and _SHORTENED.search(found[-1]):
-            found[-1] += f" {part}"
+        if found and _SHORTENED.search(found[-1][-1]):
+            found[-1].append(part)
         elif part:
-            found.append(part)
-    return tuple(found)
+            found.append([part])
+    return tuple(" ".join(parts) for parts in found)
 
 
 def combine(profiles: Sequence[str], personalities: Sequence[str], passes: int, *, seed: int) -> list[Persona]:
@@ -254,20 +254,17 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
         lines = read_bytes(path).decode("utf-8-sig", "surrogateescape").split("\n")
     except OSError as wrong:
         raise DataError(f"{path}: cannot be read ({wrong.strerror}); expected a JSON-lines file") from None
-    decoder = json.JSONDecoder()
     for number, line in enumerate(lines, 1):
-        rest = line.strip()
-        while rest:
+        line, at = line.strip(), 0
+        while at < len(line):
             try:
-                value, end = decoder.raw_decode(rest)
+                value, at = decode_json(line, at)
             except ValueError as wrong:
-                yield number, DataError(f"not JSON ({wrong}): {rest:.60}")
-                break
-            except RecursionError:
-                yield number, DataError(f"JSON nested too deeply: {rest:.60}")
+                yield number, DataError(f"not JSON ({wrong}): {line[at:at + 60]}")
                 break
             yield number, value
-            rest = rest[end:].lstrip(" \t\r,")
+            while line[at:at + 1] in (" ", "\t", "\r", ","):
+                at += 1
 
 
 def _entry(value: Any, where: str) -> Entry:
@@ -283,7 +280,7 @@ def _entry(value: Any, where: str) -> Entry:
             return Entry(where, text=_text(value["text"], "text"))
         raise DataError(f"an object without facts, traits or text; found the fields {', '.join(map(str, value))}")
     name = value.get("id")
-    if name is not None and not (isinstance(name, str | int) and str(name) and not _UNUSABLE.search(str(name))):
+    if name is not None and not (isinstance(name, str | int) and str(name) and not UNUSABLE.search(str(name))):
         raise DataError(f"id {name!a:.60}: expected text")
     return Entry(where, None if name is None else str(name), **parts)
 
@@ -307,14 +304,14 @@ def _text(value: Any, name: str) -> str:
     text = value.strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         try:
-            inner = json.loads(text)
+            inner = parse_json(text)
         except ValueError:
             inner = None
         text = inner if isinstance(inner, str) else text
     text = " ".join(text.split())
     if not text:
         raise DataError(f"{name}: is empty")
-    if len(text) > MAX_CHARACTERS or _UNUSABLE.search(text):
+    if len(text) > MAX_CHARACTERS or UNUSABLE.search(text):
         raise DataError(f"{name}: over {MAX_CHARACTERS:,} characters, or not text: {text!r:.60}")
     return text
 

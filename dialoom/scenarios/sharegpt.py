@@ -15,7 +15,6 @@ that cannot be read costs nothing but itself; everything of the kind is told wit
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from dialoom.dialogue import Dialogue, Scenario, Turn, content_id
 from dialoom.errors import DataError
 from dialoom.scenarios.files import json_values
 from dialoom.store import write_rows, write_whole
+from dialoom.text import UNUSABLE
 
 USER, ASSISTANT = "user", "assistant"
 ROLES = {"human": USER, "user": USER, "prompter": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "assistant": ASSISTANT,
@@ -37,7 +37,6 @@ STRATEGY_MARK, INSTRUCTION_MARK = "【instructional strategy】", "【instructio
 MEMBERS, NAME = "original instructional strategies", "High-level instructional strategy"
 TOLD = 20  # of one kind and file are told one by one, the rest is in the count
 
-_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 Tell = Callable[[str], None]
 
 
@@ -173,7 +172,7 @@ def _dialogue(value: Any, line: int, told: _Told) -> Dialogue | None:
 
 def _is_text(value: Any) -> bool:
     """Whether a value is text that says something and can be stored."""
-    return isinstance(value, str) and bool(value.strip()) and not _UNUSABLE.search(value)
+    return isinstance(value, str) and bool(value.strip()) and not UNUSABLE.search(value)
 
 
 def _said(rows: Sequence[Any], line: int, told: _Told) -> tuple[list[tuple[str, str]], str]:
@@ -212,7 +211,7 @@ def _turn(row: Any) -> tuple[str, Any]:
         text = "\n".join(part for part in parts if isinstance(part, str))
     if text is None or (isinstance(text, str) and not text.strip()):
         return ("", (speaker, "")) if speaker == "system" else ("empty turn", "it is empty")
-    if not isinstance(text, str) or _UNUSABLE.search(text):
+    if not isinstance(text, str) or UNUSABLE.search(text):
         return "not text", f"expected text, found {text!r:.40}"
     return "", (speaker, text.strip())
 

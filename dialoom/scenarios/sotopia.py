@@ -21,6 +21,8 @@ from typing import Any
 
 from dialoom.dialogue import Scenario, content_id
 from dialoom.errors import DataError
+from dialoom.scenarios.files import read_bytes
+from dialoom.text import MAX_NESTING, UNUSABLE, decode_json, parse_json
 
 ROLES = ("first", "second")
 """Keys of a scene's briefs, in the order of speaking."""
@@ -29,7 +31,8 @@ RELATIONSHIPS = ("strangers", "known by name", "acquaintances", "friends", "a co
 FILES = {"environments": ("environments", "environment_profiles", "envs"),
          "characters": ("characters", "agent_profiles", "agents"),
          "combinations": ("combinations", "env_agent_combos", "combos")}
-"""What a file of each kind may be called, before .json or .jsonl."""
+"""What a file of each kind may be called, before one of `ENDS`."""
+ENDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 LEAVES = "[leaves]"
 BRIEF = ("You are {name}. This is about you:\n{background}\n\n{other}\n\nYour goal, which only you know: {goal}\n\n"
          "Talk with the other person as {name} would, in one or two sentences at a time. When you want to end the "
@@ -42,10 +45,9 @@ TOLD = 20  # of one kind and file are told one by one, the rest is in the count
 _PUBLIC = {"age": "Age", "gender": "Gender", "gender_pronoun": "Pronouns", "occupation": "Occupation",
            "public_info": "Known to others"}
 _VALUES = ("big_five", "moral_values", "schwartz_personal_values")  # what personality_and_values is written from
-_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
-_MARKED = re.compile(r"<([A-Za-z_]\w*)([^<>]*)>([^<]*)</\1\s*>")
+_MARKED = re.compile(r"<([A-Za-z_]\w*+)([^<>]*+)>([^<]*)</\1\s*>")
 _VIEWERS = re.compile(r"\bviewers?\s*=\s*[\"']?([^\"']*)")
-_LEFT_OVER = re.compile(r"\bviewers?\s*=|<[^>]*\bviewers?\b")
+_LEFT_OVER = re.compile(r"\bviewers?\s*=|<[^<>]*\bviewers?\b")
 _BETWEEN = re.compile(r"[\s,]*")
 Tell = Callable[[str], None]
 Row = Mapping[str, Any]
@@ -118,11 +120,11 @@ def load_sotopia(folder: str | Path, *, tell: Tell = quiet) -> list[Scenario]:
     """
     folder, found = Path(folder), []
     for kind, names in FILES.items():
-        paths = [path for name in names for end in (".json", ".jsonl") if (path := folder / f"{name}{end}").is_file()]
+        paths = [path for name in names for end in ENDS if (path := folder / f"{name}{end}").is_file()]
         if len(paths) != 1:
             there = f"found {' and '.join(path.name for path in paths)}" if paths else "found none"
-            raise DataError(f"{folder}: expected one file of {kind}, named {' or '.join(names)} (.json or .jsonl), "
-                            f"{there}; name the files one by one or put them there")
+            raise DataError(f"{folder}: expected one file of {kind}, named {' or '.join(names)} (.json or .jsonl, "
+                            f"or these as .gz), {there}; name the files one by one or put them there")
         found.append(paths[0])
     return read_sotopia(*found, tell=tell)
 
@@ -248,8 +250,12 @@ def _rendered(text: str) -> tuple[str, tuple[str, str], str]:
         return " "
 
     def unmarked(text: str, show: Callable[[re.Match[str]], str]) -> str:
-        while (after := _MARKED.sub(show, text)) != text:
-            text = after
+        for _ in range(MAX_NESTING):
+            before, text = text, _MARKED.sub(show, text)
+            if text == before:
+                break
+        else:
+            raise DataError(f"marks nested over {MAX_NESTING} deep: {text!a:.60}")
         if _LEFT_OVER.search(text):
             raise DataError(f"a part for one viewer that is not closed: {text!a:.60}; close it with its end tag")
         return " ".join(text.split())
@@ -269,7 +275,7 @@ def _text(row: Row, field: str, needed: bool = True) -> str:
         if needed:
             raise DataError(f"no {field}; expected text, found {', '.join(map(str, row)) or 'an empty object':.60}")
         return ""
-    if not isinstance(value, str) or _UNUSABLE.search(value):
+    if not isinstance(value, str) or UNUSABLE.search(value):
         raise DataError(f"expected {field} to be text, found {value!a:.40}")
     return value.strip()
 
@@ -302,7 +308,7 @@ class _Told:
 def _rows(told: _Told) -> Iterator[tuple[int, Row]]:
     """(line, object) of a list, of lines, or of an object by pk; what is no object is told and passed over."""
     try:
-        data = told.path.read_bytes()
+        data = read_bytes(told.path)
     except OSError as wrong:
         raise DataError(f"{told.path}: cannot be read ({wrong.strerror}); expected a JSON or JSON-lines file") from None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -339,15 +345,15 @@ def _values(text: str, told: _Told) -> Iterator[tuple[int, Any]]:
 def _parsed(text: str) -> Any:
     """The JSON value that a text is, or the DataError that says why it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as wrong:
-        why = getattr(wrong, "msg", "") or type(wrong).__name__
+        return parse_json(text)
+    except ValueError as wrong:
+        why = getattr(wrong, "msg", wrong)
         return DataError(f"expected a JSON object, found {text.strip()!a:.40} ({why})")
 
 
 def _items(text: str, at: int, told: _Told) -> Iterator[tuple[int, Any]]:
     """The items of a list that begins before `at`, up to the place where it breaks off."""
-    decoder, line, counted = json.JSONDecoder(), 1, 0
+    line, counted = 1, 0
     while True:
         between = _BETWEEN.match(text, at)
         at = between.end() if between else at
@@ -358,9 +364,9 @@ def _items(text: str, at: int, told: _Told) -> Iterator[tuple[int, Any]]:
                                "it is not read")
             return
         try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as wrong:
-            why = "the list is not closed" if at >= len(text) else getattr(wrong, "msg", "") or type(wrong).__name__
+            value, at = decode_json(text, at)
+        except ValueError as wrong:
+            why = "the list is not closed" if at >= len(text) else getattr(wrong, "msg", wrong)
             told.add(line, f"expected an item, found {text[at:at + 40]!a} ({why}); the file is broken from here on")
             return
         yield line, value

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import random
 import re
 import warnings
@@ -28,14 +27,13 @@ from dialoom.dialogue import Scenario, content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.pocket.world.facts import HELD_OUT_QUESTIONS, QUESTIONS, distractors, load_facts
 from dialoom.scenarios.files import plain_suffix, read_bytes
-from dialoom.text import normalize_answer
+from dialoom.text import UNUSABLE, decode_json, normalize_answer
 
 MAX_CHARACTERS = 10_000  # of one text: far above any trivia question, so a longer one is a broken row
 NO_GOLD = "<unk>"  # stands for the withheld answers in TriviaQA's test split
 POCKET_DISTRACTORS = 3
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 _Row = tuple[int, Any]  # line number and the row's value, or the DataError that stands for it
 
 
@@ -237,7 +235,7 @@ def _text(value: Any, name: str) -> str:
         raise DataError(f"expected {name} to be text, found {'nothing' if value is None else _shown(value)}")
     if len(value) > MAX_CHARACTERS:
         raise DataError(f"expected {name} to have at most {MAX_CHARACTERS:,} characters, found {len(value):,}")
-    if found := _UNUSABLE.search(value):
+    if found := UNUSABLE.search(value):
         what = "a NUL character" if found[0] == "\0" else "a byte or escape that is not UTF-8"
         raise DataError(f"expected {name} to be clean text, found {what} in {_shown(value)}")
     return value.strip()
@@ -301,12 +299,10 @@ def _rows(path: Path) -> Iterator[_Row]:
 def _parsed(text: str, at: int) -> tuple[Any, int]:
     """The JSON value at `at` and where it ends; a DataError in place of a value that is none."""
     try:
-        return json.JSONDecoder().raw_decode(text, at)
-    except RecursionError:
-        return DataError("expected a row, found brackets nested too deeply"), at
-    except ValueError as error:  # JSONDecodeError, or a number too long to convert
+        return decode_json(text, at)
+    except ValueError as error:
         found = _shown(text[at : at + 40])
-        return DataError(f"expected JSON, found {found} ({getattr(error, 'msg', 'number too long')})"), at
+        return DataError(f"expected JSON, found {found} ({getattr(error, 'msg', error)})"), at
 
 
 def _jsonl_rows(text: str) -> Iterator[_Row]:

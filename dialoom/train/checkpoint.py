@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dialoom.errors import StoreError
+from dialoom.files import read_json
 from dialoom.store import write_whole
 
 Tensors = dict[str, Tensor]
@@ -78,11 +79,11 @@ def load(root: Path, step: int) -> Checkpoint | None:
     """The checkpoint of a step, or None if it is missing or damaged."""
     folder = folder_of(root, step)
     try:
-        hashes = json.loads((folder / MANIFEST).read_text())
+        hashes = read_json(folder / MANIFEST, dict)
         if set(hashes) != {WEIGHTS, OPTIMIZER, STATE} or any(_hash(folder / name) != hashes[name] for name in hashes):
             return None
-        state = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError, TypeError):
+        state = read_json(folder / STATE, dict)
+    except OSError:
         return None
     return Checkpoint(step, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state)
 

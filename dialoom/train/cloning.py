@@ -118,6 +118,7 @@ def prompt_states(model: LocalModel, replies: Sequence[Reply]) -> Tensor:
     model.states([])  # says why not, if there is no engine
     if (engine := model.engine) is None or not replies:
         raise ModelError(f"{model.name}: {len(replies)} replies give no states to clone from; collect some first")
+    engine.cache.clear()  # so that not even rounding depends on what was read before, as after a kill
     found: Tensor = engine.states([reply.prompt for reply in replies]).float().cpu()
     return found
 
@@ -182,12 +183,12 @@ def self_clone(model: LocalModel, replies: Sequence[Reply], config: CloneConfig,
         raise TrainingError("there are no replies to clone; collect some, or give a CSV with rows")
     steering = Steering(UpMapping.linear(model, config.action, tokens=config.tokens, seed=config.seed),
                         clone=Planner.of(model, config.action, hidden=(*config.hidden, config.action), output="silu",
-                                         norm=1.0, seed=config.seed))
+                                         norm=1.0, seed=config.seed), position=config.position)
     states, measured = prompt_states(model, replies), held_out or replies
     seen = prompt_states(model, held_out) if held_out else states
     assert steering.clone is not None
     steering.clone.normalizer.add(states)
-    with _frozen(model):
+    with frozen(model):
         base = mean_loss(model, measured)
         before = mean_loss(model, measured, steering, config.position, seen)
         _fit(model, steering, replies, states, config, log)
@@ -222,7 +223,7 @@ def _alike(replies: Sequence[Reply], size: int) -> list[list[int]]:
 
 
 @contextmanager
-def _frozen(model: LocalModel) -> Iterator[None]:
+def frozen(model: LocalModel) -> Iterator[None]:
     """No gradients of the model's weights, no dropout; both as before afterwards."""
     trained, was_training = model.trainable(), model.module.training
     for parameter in trained:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,22 +86,24 @@ def dpo_objective(rows: Sequence[Row], reference: Tensor, config: TrainConfig) -
         reference: (rows, 2), chosen first.
     """
     lengths = torch.tensor([[path.targets for path in row.paths] for row in rows], dtype=torch.float32)
+    return partial(_objective, reference, lengths, config)
 
-    def objective(members: Sequence[int], logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        policy = logprobs.view(-1, 2)
-        frozen = reference[list(members)].to(policy.device)
-        losses = dpo_loss(policy, frozen, config.beta)
-        rewards = config.beta * (policy.detach() - frozen)
-        margins = rewards[:, 0] - rewards[:, 1]
-        metrics = {"rewards/chosen": rewards[:, 0].sum(), "rewards/rejected": rewards[:, 1].sum(),
-                   "rewards/margins": margins.sum(), "rewards/accuracies": (margins > 0).float().sum(),
-                   "logps/chosen": policy[:, 0].sum(), "logps/rejected": policy[:, 1].sum()}
-        if config.nll_weight:
-            nll = -policy[:, 0] / lengths[list(members), 0].to(policy.device)
-            losses = losses + config.nll_weight * nll
-            metrics["nll_loss"] = nll.sum()
-        return losses.sum(), metrics
-    return objective
+
+def _objective(reference: Tensor, lengths: Tensor, config: TrainConfig, members: Sequence[int], logprobs: Tensor,
+               ) -> tuple[Tensor, dict[str, Tensor]]:
+    policy = logprobs.view(-1, 2)
+    frozen = reference[list(members)].to(policy.device)
+    losses = dpo_loss(policy, frozen, config.beta)
+    rewards = config.beta * (policy.detach() - frozen)
+    margins = rewards[:, 0] - rewards[:, 1]
+    metrics = {"rewards/chosen": rewards[:, 0].sum(), "rewards/rejected": rewards[:, 1].sum(),
+               "rewards/margins": margins.sum(), "rewards/accuracies": (margins > 0).float().sum(),
+               "logps/chosen": policy[:, 0].sum(), "logps/rejected": policy[:, 1].sum()}
+    if config.nll_weight:
+        nll = -policy[:, 0] / lengths[list(members), 0].to(policy.device)
+        losses = losses + config.nll_weight * nll
+        metrics["nll_loss"] = nll.sum()
+    return losses.sum(), metrics
 
 
 def _scored(model: TrainableModel, rows: Sequence[Row], config: TrainConfig) -> Tensor:

@@ -24,12 +24,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from dialoom import tracking
 from dialoom.config import differences, near_miss
 from dialoom.errors import ConfigError, TrainingError
+from dialoom.files import read_json
 from dialoom.models.decode import is_out_of_memory
 from dialoom.models.exact import attention
 from dialoom.store import append_row, read_rows, write_rows, write_whole
-from dialoom.train import checkpoint, sharded
+from dialoom.train import checkpoint, launched, sharded
 from dialoom.train.activations import recomputed
 from dialoom.train.config import TrainConfig
 from dialoom.train.pack import bins, choose_logprobs, unique_tokens
@@ -43,7 +45,9 @@ OUT_OF_MEMORY_TRIES = 3  # times the token budget is halved before a batch is gi
 
 
 class Objective(Protocol):
-    """A loss."""
+    """A loss. Under `accelerate launch` it is told to the other processes, so it is a function of a module, or a
+    `functools.partial` of one.
+    """
 
     def __call__(self, members: Sequence[int], logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and metrics, each summed over some rows.
@@ -111,6 +115,7 @@ def fit(model: TrainableModel, rows: Sequence[Row], objective: Objective, config
     """
     if not rows:
         raise TrainingError("there are no rows to train on; look at what selection left out")
+    launched.announce(model, rows, objective, config, out=Path(out), validated=validate is not None)
     run = _Run(model, rows, objective, config, Path(out), log, validate)
     run.resume()
     run.module.train()
@@ -211,7 +216,7 @@ class _Run:
     # Going on
 
     def resume(self) -> None:
-        """Take over the newest whole checkpoint, and drop the metrics that came after it."""
+        """Take over the newest whole checkpoint; drop the metrics that came after it, and what it had outlived."""
         found = checkpoint.load_newest(self.checkpoints)
         metrics = self.out / "metrics.jsonl"
         if found is not None:
@@ -226,6 +231,7 @@ class _Run:
                 # a step that is not fused counts on the CPU
                 self.optimizer.state[parameter] = {"step": step if self.sharded else step.to(self.device)} | {
                     key: sharded.like(found.optimizer[f"{key}/{name}"], parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self._prune()
         if metrics.exists() and self.accelerator.is_main_process:
             rows = read_rows(metrics)
             kept = [row for row in rows if row["step"] <= self.state.step]
@@ -266,15 +272,20 @@ class _Run:
         random_state = {"seed": self.config.seed, "next_step": self.state.step}
         state = {"identity": self.identity, "state": asdict(self.state), "random": random_state}
         checkpoint.save(self.checkpoints, self.state.step, weights, optimizer, state)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Keep the last two checkpoints and the best ones they name; also on resuming, for a kill may come in here."""
+        if not self.accelerator.is_main_process:
+            return
         keep = set(checkpoint.steps(self.checkpoints)[-2:])
         checkpoint.prune(self.checkpoints, keep | {best for step in keep for best in self._best_of(step)})
 
     def _best_of(self, step: int) -> list[int]:
         """The best step a kept checkpoint would go back to."""
         try:
-            state = json.loads((checkpoint.folder_of(self.checkpoints, step) / checkpoint.STATE).read_text())
-            return [state["state"]["best_step"]]
-        except (OSError, ValueError, KeyError, TypeError):
+            return [read_json(checkpoint.folder_of(self.checkpoints, step) / checkpoint.STATE)["state"]["best_step"]]
+        except (OSError, KeyError, TypeError):
             return []
 
     # One step
@@ -404,5 +415,6 @@ class _Run:
     def _write(self, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             append_row(self.out / "metrics.jsonl", row)
+            tracking.note(self.out, row)
             if self.log is not None:
                 self.log(row)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dialoom.errors import ConfigError, DataError, StoreError
 from dialoom.store import Log, StoreWarning
+from dialoom.text import parse_json
 
 Floats = NDArray[np.float32]
 
@@ -141,7 +142,21 @@ class Replay:
             DataError: naming the key, if shapes do not fit or a number is not finite; nothing is written then.
             StoreError: if it cannot be written; what was there before stays.
         """
-        blocks = {_number(episode.key): self._block(episode) for episode in episodes}
+        return self._append({_number(episode.key): self._block(episode) for episode in episodes})
+
+    def merge(self, other: Replay) -> int:
+        """Write what another collector's file holds and this one does not; returns how many dialogues.
+
+        Raises:
+            ConfigError: if sizes or precision differ.
+            StoreError: if it cannot be written; what was there before stays.
+        """
+        if other._about != self._about:
+            raise ConfigError(f"{other.path}: holds {other._about}, but {self.path} is {self._about}; collect with the "
+                              "same model, action and precision")
+        return self._append({number: other._rows[rows.start:rows.stop] for number, rows in other._found.items()})
+
+    def _append(self, blocks: dict[int, NDArray[Any]]) -> int:
         if not blocks:
             return 0
         try:
@@ -292,7 +307,7 @@ class Replay:
 
     def _check_header(self, data: bytes) -> None:
         try:
-            about = json.loads(data)
+            about = parse_json(data)
         except ValueError:
             about = None
         if not isinstance(about, dict) or about.get("layout") != LAYOUT:

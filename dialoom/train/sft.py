@@ -23,6 +23,8 @@ def sft(model: TrainableModel, examples: Sequence[Example], config: TrainConfig,
         out, log, validate: as in `loop.fit`.
     Raises: TrainingError: if there is nothing to train on, or a loss is not finite.
     """
-    def objective(members: Sequence[int], logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return -logprobs.sum(), {}
-    return fit(model, example_rows(model, examples), objective, config, out=out, log=log, validate=validate)
+    return fit(model, example_rows(model, examples), _nll, config, out=out, log=log, validate=validate)
+
+
+def _nll(members: Sequence[int], logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return -logprobs.sum(), {}

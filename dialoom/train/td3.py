@@ -12,15 +12,17 @@ import copy
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dialoom import tracking
 from dialoom.config import differences
 from dialoom.errors import ConfigError, DataError, TrainingError
+from dialoom.models.steering import Normalizer, Planner, PlannerShape, on_sphere
 from dialoom.store import append_row, read_rows, write_rows
 from dialoom.train import checkpoint
 from dialoom.train.loop import Log
@@ -30,19 +32,10 @@ from dialoom.train.td3_config import TD3Config
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def on_sphere(vectors: Tensor, norm: float | None) -> Tensor:
-    """(batch, size) vectors brought to length `norm`; None leaves them. A zero vector becomes the first axis."""
-    if norm is None:
-        return vectors
-    lengths = vectors.norm(dim=-1, keepdim=True)
-    axis = torch.zeros_like(vectors)
-    axis[..., 0] = 1.0
-    return norm * torch.where(lengths > 0, vectors / lengths.clamp_min(torch.finfo(vectors.dtype).tiny), axis)
-
-
 def smooth(actions: Tensor, noise: Tensor, clip: float, norm: float | None) -> Tensor:
     """Target actions with noise on each number, cut to [-clip, clip], and back on the sphere. Source: TD3 eq. 14."""
-    return on_sphere(actions + noise.clamp(-clip, clip), norm)
+    noisy = actions + noise.clamp(-clip, clip)
+    return noisy if norm is None else on_sphere(noisy, norm)
 
 
 def td_target(rewards: Tensor, done: Tensor, values: tuple[Tensor, Tensor], gamma: float) -> Tensor:
@@ -77,32 +70,13 @@ def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
             slow.lerp_(fast, tau)
 
 
-class Actor(nn.Module):  # type: ignore[misc]  # torch is not followed
-    """State to action: normalise, two SiLU layers, and the sphere.
+class Critic(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """State and action to the value of all that follows.
 
     Args:
-        norm: length of every action; None: any length.
+        widths: of its hidden layers; 0 is that of the state.
         mean, std: (state size,) of states, for normalising; None: 0 and 1.
     """
-
-    def __init__(self, state_size: int, action_size: int, widths: tuple[int, int] = (256, 256), *,
-                 norm: float | None = 1.0, mean: Tensor | None = None, std: Tensor | None = None) -> None:
-        super().__init__()
-        first, second = (width or state_size for width in widths)
-        self.norm = norm
-        self.register_buffer("mean", torch.zeros(state_size) if mean is None else mean.clone())
-        self.register_buffer("std", torch.ones(state_size) if std is None else std.clone())
-        self.layers = nn.Sequential(nn.Linear(state_size, first), nn.SiLU(), nn.Linear(first, second), nn.SiLU(),
-                                    nn.Linear(second, action_size))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(batch, state size) raw states to (batch, action size) actions."""
-        found: Tensor = self.layers((states - self.mean) / self.std)
-        return on_sphere(found, self.norm)
-
-
-class Critic(nn.Module):  # type: ignore[misc]  # torch is not followed
-    """State and action to the value of all that follows; for its arguments see `Actor`."""
 
     def __init__(self, state_size: int, action_size: int, widths: tuple[int, int] = (256, 64), *,
                  mean: Tensor | None = None, std: Tensor | None = None) -> None:
@@ -120,17 +94,18 @@ class Critic(nn.Module):  # type: ignore[misc]  # torch is not followed
 
 
 class TD3:
-    """Actor, two critics and their targets; `update` makes one step.
+    """Actor (a `Planner`), two critics and their targets; `update` makes one step.
 
     Args:
         norm: length of actions; None: they live on no sphere.
-        mean, std: (state size,) statistics of states.
+        output: how the planner ends where there is a norm: anywhere on the sphere, or drawn to its corners.
+        mean, std: (state size,) statistics of states; None: 0 and 1.
         device: where it computes.
     """
 
     def __init__(self, state_size: int, action_size: int, config: TD3Config, *, norm: float | None = 1.0,
-                 mean: NDArray[np.float32] | None = None, std: NDArray[np.float32] | None = None,
-                 device: str = "cpu") -> None:
+                 output: Literal["sphere", "corner"] = "sphere", mean: NDArray[np.float32] | None = None,
+                 std: NDArray[np.float32] | None = None, device: str = "cpu") -> None:
         if norm is not None and not (norm > 0 and math.isfinite(norm)):
             raise ConfigError(f"an action norm of {norm} cannot be meant; expected a number above 0, or none")
         self.config, self.norm, self.device, self.step = config, norm, torch.device(device), 0
@@ -138,7 +113,11 @@ class TD3:
                  "std": None if std is None else torch.from_numpy(std)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_number(config.seed, "weights"))
-            self.actor = Actor(state_size, action_size, config.actor_widths, norm=norm, **about).to(self.device)
+            hidden = tuple(width or state_size for width in config.actor_widths)
+            shape = PlannerShape(state_size, action_size, hidden, output if norm else "linear", norm or 1.0)
+            self.actor = Planner(shape, seed=_number(config.seed, "weights")).to(self.device)
+            if mean is not None and std is not None:
+                self.actor.normalizer = Normalizer.of(about["mean"], about["std"]).to(self.device)
             self.critics = nn.ModuleList(Critic(state_size, action_size, config.critic_widths, **about)
                                          for _ in range(2)).to(self.device)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
@@ -233,8 +212,8 @@ class TD3:
         return torch.from_numpy(values).to(self.device)
 
 
-def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | None = 1.0, device: str = "cpu",
-        log: Log | None = None) -> TD3:
+def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | None = 1.0,
+        output: Literal["sphere", "corner"] = "sphere", device: str = "cpu", log: Log | None = None) -> TD3:
     """Train a planner from a replay, or go on with the newest whole checkpoint in `out`.
 
     States are normalised by the replay's own statistics.
@@ -242,6 +221,7 @@ def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | Non
     Args:
         out: takes `metrics.jsonl` and `checkpoints/`.
         norm: length of the replay's actions; None: they live on no sphere.
+        output: how the planner ends, see `TD3`.
         log: gets every row of the metrics.
     Raises:
         DataError: if the replay is empty, or its actions do not have that length.
@@ -250,9 +230,9 @@ def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | Non
     """
     out, mean_std = Path(out), replay.state_statistics()
     _check_norm(replay, norm)
-    identity = {"config": config.identity(), "replay": replay.fingerprint, "norm": norm}
-    learner = TD3(replay.state_size, replay.action_size, config, norm=norm, mean=mean_std[0], std=mean_std[1],
-                  device=device)
+    identity = {"config": config.identity(), "replay": replay.fingerprint, "norm": norm, "output": output}
+    learner = TD3(replay.state_size, replay.action_size, config, norm=norm, output=output, mean=mean_std[0],
+                  std=mean_std[1], device=device)
     found = checkpoint.load_newest(out / "checkpoints")
     if found is not None:
         changed = differences(found.state["identity"], identity)
@@ -260,6 +240,7 @@ def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | Non
             raise ConfigError(f"{out}: holds a training with other settings or data ({'; '.join(changed)}); "
                               "use another folder, or remove this one")
         learner.restore(found)
+        _prune(out / "checkpoints")  # a kill may have come in there
     metrics = out / "metrics.jsonl"
     if metrics.exists():
         write_rows(metrics, [row for row in read_rows(metrics) if row["step"] <= learner.step])
@@ -267,12 +248,17 @@ def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | Non
         row = learner.update(replay.sample(config.batch_size, seed=config.seed, step=learner.step))
         row = {"step": learner.step, **row}
         append_row(metrics, row)
+        tracking.note(out, row)
         if log is not None:
             log(row)
         if learner.step == config.steps or (config.checkpoint_every and learner.step % config.checkpoint_every == 0):
             learner.save(out / "checkpoints", identity)
-            checkpoint.prune(out / "checkpoints", checkpoint.steps(out / "checkpoints")[-2:])
+            _prune(out / "checkpoints")
     return learner
+
+
+def _prune(root: Path) -> None:
+    checkpoint.prune(root, checkpoint.steps(root)[-2:])
 
 
 def _check_norm(replay: Replay, norm: float | None) -> None:

@@ -92,6 +92,18 @@ def command_line(_: str) -> None:
     runs.SCRIPTED["personas"] = run
 
 
+def killed(call: str) -> None:
+    """The process is killed at that call of a model."""
+    real, left = ScriptedLocal.chat, [int(call)]
+
+    def chat(self: ScriptedLocal, *given: object, **more: object) -> list[Completion]:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *given, **more)  # type: ignore[arg-type]
+    ScriptedLocal.chat = chat  # type: ignore[method-assign,assignment]
+
+
 FAULTS: dict[str, Callable[[str], None]] = {
     "small_files": small_files, "nobody": nobody, "clock": jumping_clock, "says": said_otherwise, "slow": slow,
-    "hanging_close": hanging_close, "batch": batch, "command_line": command_line}
+    "hanging_close": hanging_close, "batch": batch, "killed": killed, "command_line": command_line}

@@ -17,7 +17,7 @@ from dialoom.config import Config
 from dialoom.dialogue import Chat, content_id
 from dialoom.models.base import Sampling
 from dialoom.models.scripted import ScriptedModel
-from dialoom.recipes import aloe, ditto, ideas, pbt, personas
+from dialoom.recipes import aloe, dat, ditto, ideas, pbt, personas
 from dialoom.recipes.run import RunFolder
 from dialoom.scenarios.triviaqa import pocket_trivia
 from dialoom.store import TreeLog, write_rows
@@ -164,7 +164,8 @@ def warm_up() -> None:
     """Import what training needs, so that forks find it; nothing is computed, since a fork keeps no threads."""
     for name in ("torch", "transformers", "peft", "accelerate", "sklearn", "dialoom.train.dpo", "dialoom.train.sft",
                  "dialoom.models.engine", "dialoom.models.local", "dialoom.recipes.ditto_train",
-                 "dialoom.recipes.ditto_eval", "transformers.models.llama.modeling_llama"):
+                 "dialoom.recipes.ditto_eval", "dialoom.train.td3", "dialoom.models.steering",
+                 "transformers.models.llama.modeling_llama"):
         importlib.import_module(name)
 
 
@@ -172,6 +173,10 @@ QUICK = TrainConfig(max_steps=3, batch_pairs=4, checkpoint_every=1)
 _DITTO = {"model": "pocket-small", "max_authors": 1, "train_demos": 3, "pool": ("zero_shot", "sft"), "beside": (),
           "test_samples": 1, "max_new_tokens": 16, "sft": {"max_steps": 3}, "lora_rank": 4,
           "dpo": {"steps": 4, "resample_every": 2, "samples": 2}}
+_DAT = {"train_scenes": 6, "valid_scenes": 2, "test_scenes": 3, "rounds": 2, "max_new_tokens": 16, "action": 4,
+        "transfer": (), "constants": 2, "constant_scenes": 2,
+        "clone": {"prompts": 12, "replies": 2, "steps": 4, "hidden": (16,)},
+        "td3": {"steps": 6, "checkpoint_every": 2, "critic_widths": (64, 32)}}
 POCKET: dict[str, Run] = {
     "pbt": whole("pbt", pbt, pbt_config(model="pocket-small", partner="pocket", limit=16, eval_questions=4, max_pairs=8,
                                         both_orders=False, train_partner=False, sft=QUICK, dpo=QUICK, ceiling="")),
@@ -182,4 +187,5 @@ POCKET: dict[str, Run] = {
         arms=("ideas",), corpus_count=16, opening_count=6, threshold=0.9, max_pairs=2, sft=QUICK, ceiling="",
         simulator_sft=TrainConfig(max_steps=8, lr=1e-3, batch_pairs=12, checkpoint_every=3), ranker={"epochs": 3})),
     "ditto": whole("ditto", ditto, ditto.DittoConfig.model_validate(_DITTO)),
+    "dat": whole("dat", dat, dat.DatConfig.model_validate(_DAT)),
 }

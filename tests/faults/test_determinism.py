@@ -36,6 +36,17 @@ def test_any_batch_size_gives_the_same_run(name, size, forks, whole, tmp_path):
     assert set(told.files) <= {"config.yaml"} and not (told.lost or told.extra or told.repeated)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pbt", "aloe", "ideas"])
+def test_a_run_that_goes_on_after_each_kill_with_another_batch_size_ends_the_same(name, forks, whole, tmp_path):
+    for size, call in ((2, 4), (1, 9), (5, 3)):
+        status, said = forks.run(name, tmp_path / "run", f"batch:{size}", f"killed:{call}")
+        assert status == -9, said
+    assert forks.run(name, tmp_path / "run", "batch:7")[0] == 0
+    told = difference(whole(name), tmp_path / "run")
+    assert set(told.files) <= {"config.yaml"} and not (told.lost or told.extra or told.repeated)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_another_order_of_hashes_changes_nothing(name, whole, tmp_path):
     subprocess.run([sys.executable, "-c", RUN, name, str(tmp_path / "run")], check=True, cwd=Path(__file__).parents[2],

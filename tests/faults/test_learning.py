@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 import signal
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from dialoom.errors import ModelError, StoreError, TrainingError
 from dialoom.models.base import Sampling
 from dialoom.models.local import LocalModel
+from dialoom.models.steering import Planner, Steering, UpMapping
 from dialoom.recipes import ditto_loop as loop
 from dialoom.recipes.ditto_config import SFTStage
 from dialoom.recipes.ditto_write import reply_path
@@ -118,6 +120,27 @@ def test_a_torn_file_of_reference_log_probabilities_is_told_and_computed_again(t
     with pytest.warns(UserWarning, match=r"reference\.safetensors: cannot be read .* computed again"):
         dpo(tiny_model(), pairs, settings, out=tmp_path)
     assert len(file.read_bytes()) == len(before)
+
+
+def test_a_damaged_planner_is_refused_by_name_and_never_used(tmp_path):
+    model, rng = tiny_model(), random.Random(1)
+    whole = Steering(UpMapping.linear(model, 8), Planner.of(model, 8, hidden=(16,)))
+    whole.save(tmp_path)
+    refused = 0
+    for file in (tmp_path / "steering.json", tmp_path / "steering.safetensors"):
+        data = file.read_bytes()
+        cuts = [data[:rng.randrange(len(data))] for _ in range(20)]
+        flips = [data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:]
+                 for at in (rng.randrange(len(data)) for _ in range(60))]
+        for damaged in (b"", b"[]", b"{}", b"[" * 5000, *cuts, *flips):
+            file.write_bytes(damaged)
+            try:
+                assert Steering.load(tmp_path).fingerprint == whole.fingerprint  # a space of the JSON, say
+            except StoreError as wrong:
+                assert f"{tmp_path}: no planner can be read there" in str(wrong)
+                refused += 1
+        file.write_bytes(data)
+    assert refused > 140
 
 
 @pytest.mark.parametrize("part", ["model", "adapter"])

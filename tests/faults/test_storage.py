@@ -197,7 +197,7 @@ def test_a_draft_that_a_kill_left_is_removed_and_another_run_s_is_not(tmp_path):
 
 def test_a_second_process_on_a_folder_is_refused_by_the_first_one_s_number(forks, whole, tmp_path):
     out = tmp_path / "run"
-    first = forks.start("personas", out, "slow:0.3")
+    first = forks.start("personas", out, "slow:0.1")
     while not (out / "growth.jsonl").exists():
         time.sleep(0.02)
     with pytest.raises(StoreError, match=f"process {first} is writing it"):

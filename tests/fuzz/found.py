@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .loaders import CAST, COMBOS, TALK, TOLD, TRIVIA, lines
-from .logs import BARE, LOG, RUN
+from .logs import BARE, LOG, RUN, SHARD
 from .mutants import PART
 
 DEEP = b"[" * 3000
@@ -71,6 +71,14 @@ FOUND: list[tuple[str, bytes]] = [
     ),
     ("settings", b"\x00data: &a [*a]"),
     ("settings", b'\x00data: "a\\0b"'),
+    # a setting and a part of it, both as flags; a name of more parts than Python has levels
+    ("settings", b"\x00" + PART + b"b=1" + PART + b"b.eta=2"),
+    ("settings", b"\x00" + PART + b"b.eta=2" + PART + b"b=1"),
+    ("settings", b"\x00" + PART + b"sft" + b".lr" * 3000 + b"=1"),
+    # what a shard counted, and with what it was made, in JSON that overflows at once or only where it is compared
+    ("shards", PART.join((b"", DEEP, *SHARD.split(PART)[2:]))),
+    ("shards", PART.join((*SHARD.split(PART)[:3], b'{"data_hash": ' + b'{"a":' * 700 + b"1" + b"}" * 701))),
+    ("shards", PART.join((b"", b'{"stage": "trees", "value": [1]}', *SHARD.split(PART)[2:]))),
     # names that no file can have
     ("commands", b"show" + PART + b"x" * 5000),
     ("chat", b"Hello\n/save a\x00b\n"),

@@ -89,12 +89,12 @@ def test_a_hang_is_found_also_inside_a_regular_expression():
     ("where", "name", "value"),
     [
         (ChatTemplate, "defused", lambda self, text: text),  # special tokens reach the tokens
-        (triviaqa, "_UNUSABLE", re.compile("(?!)")),  # lone surrogates reach a row
+        (triviaqa, "UNUSABLE", re.compile("(?!)")),  # lone surrogates reach a row
         (TreeLog, "_repair", lambda self: store._replay(self.path)),  # damage stays in the log
     ],
 )
 def test_planted_defects_are_found(monkeypatch, where, name, value):
-    targets = {"defused": "templates", "_UNUSABLE": "trivia-jsonl", "_repair": "tree-log"}
+    targets = {"defused": "templates", "UNUSABLE": "trivia-jsonl", "_repair": "tree-log"}
     monkeypatch.setattr(where, name, value)
     assert tried(TARGETS[targets[name]], 500).found
 
@@ -243,6 +243,8 @@ LARGE = {
         + b"x"
         + b"</p>" * (BIG // 20)
         + b'"}]',
+        b'[{"pk":"e","agent_goals":["a","b"],"relationship":1,"scenario":"<' + b"a" * BIG + b'"}]',
+        b'[{"pk":"e","agent_goals":["a","b"],"relationship":1,"scenario":"' + b"<" * BIG + b'"}]',
     ),
     "tree-log": (LOG * (BIG // len(LOG)), b"x" * BIG, b"{}\n" * (BIG // 3)),
     "rows": (b"9" * BIG, b'{"a":1}\n' * (BIG // 8), b"[" * BIG),
@@ -254,6 +256,8 @@ LARGE = {
         b"7/10 " * (BIG // 5),
         b"* " * (BIG // 2),
         b"goal: 7\n" * (BIG // 8),
+        b"life: 1" + b"\n" * BIG + b"x",
+        b"life: 1\ncharacter: " + b"." * BIG + b"\nx",
     ),
     "answers": (
         b"not " * (BIG // 4) + b"\x1eLima",
@@ -261,8 +265,10 @@ LARGE = {
         b"Lima, " * (BIG // 6) + b"\x1eLima",
         b"a" * BIG,
         b"the answer is that " * (BIG // 19),
+        b"it is Lima" + b"." * BIG + b"x",
     ),
-    "replies": (b"[" + b'"a",' * (BIG // 4), b"1. a b.\n" * (BIG // 8), b"{" * BIG, b"A. " * (BIG // 3)),
+    "replies": (b"[" + b'"a",' * (BIG // 4), b"1. a b.\n" * (BIG // 8), b"{" * BIG, b"A. " * (BIG // 3),
+                b"[" + b"1, " * (BIG // 3), b"Mr. A " * (BIG // 6), b"\n" * BIG),
     "endpoint": (b"2" + b"[" * BIG, b"2" + b'{"choices":' * (BIG // 11), b"4" + b"sk-" * (BIG // 3)),
 }
 
