@@ -69,11 +69,12 @@ def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: s
     """Run one evaluation on any model, or look at a file of dialogues.
 
     Args:
-        name: flipflop, are_you_sure, recall, misinformation, team; quality, mtbench; diversity; or redteam.
+        name: flipflop, are_you_sure, recall, misinformation, team; quality, mtbench; diversity; social or redteam.
         model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
-        partner: the other member of the team; or whom redteam attacks (without one: pocket's guard).
+        partner: the other member of the team; whom redteam attacks (without one: pocket's guard); or who stands
+            opposite in social scenes (without one: pocket's world by its rule).
         judge: a model that rates answers (quality, mtbench), says which turns need their context (diversity), or
-            whether a reply does a behaviour (redteam).
+            whether a reply does a behaviour (redteam), or rates people on seven points (social).
         data: questions: TriviaQA JSON or JSONL, or CSV with question,answer. For quality and diversity dialogues in
             ShareGPT's layout, for mtbench questions in MT-Bench's, for redteam behaviours in HarmBench's. Empty:
             the pocket world's.

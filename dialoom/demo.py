@@ -30,6 +30,7 @@ Log = Callable[[str], None]
 POLL = 1.0  # seconds between two looks at the folders
 ITEMS = 30  # of each cell of the cross table
 LINE = 20.0  # seconds between two plain lines
+FEWER = ("--test-scenes", "100", "--constant-scenes", "30")  # of DAT's: what is learned stays as it is
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ PARTS: tuple[Part, ...] = (
     Part("aloe", "aloe", "ALOE: adapt to who is talking", (), 13, 2.0, (("alignment", "avg"),)),
     Part("ideas", "ideas", "IDEAS: users induced from real dialogues", (), 21, 2.0, (("chat", "quality"),)),
     Part("ditto", "ditto", "DITTO: write like one person", ("--max-authors", "3"), 30, 3.5, (("winrate", "micro"),)),
-    Part("dat", "dat", "DAT: steer a frozen model toward its goal", (), 15, 3.0, (("social", "reward"),)),
-    Part("dat-redteam", "dat", "DAT: red-teaming, to harden a guard", ("--scenes", "redteam", "--harden"), 16, 3.0,
-         (("redteam", "success"), ("ordinary", "kept")), crossed=False),
+    Part("dat", "dat", "DAT: steer a frozen model toward its goal", FEWER, 17, 3.5, (("social", "reward"),)),
+    Part("dat-redteam", "dat", "DAT: red-teaming, to harden a guard", ("--scenes", "redteam", "--harden", *FEWER), 16,
+         4.0, (("redteam", "success"), ("ordinary", "kept")), crossed=False),
 )
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dialoom.config import near_miss
 from dialoom.dialogue import Dialogue, Scenario
@@ -22,7 +23,7 @@ from dialoom.scenarios.triviaqa import load_trivia, pocket_trivia, with_distract
 from dialoom.store import write_whole
 
 KNOWN_ONLY = ("recall",)  # asks for every fact; the others keep to those no fine-tuning set holds
-NAMES = (*EVALS, "quality", "mtbench", "diversity", "redteam")
+NAMES = (*EVALS, "quality", "mtbench", "diversity", "social", "redteam")
 CONVERSATIONS = 60  # of pocket's world, unless --limit says otherwise; as many red-team scenes
 MOST_TURNS = 4000  # user turns of a file that diversity looks at, unless --limit says otherwise: at worst a minute
 
@@ -40,6 +41,11 @@ def run_named(name: str, model: str, *, partner: str = "", judge: str = "", data
     _refuse(name, partner=partner, judge=judge, data=data, planner=planner, out=out)
     if name == "diversity":
         found = diversity_rows(data, strategies=strategies, judge=judge, limit=limit, seed=seed, device=device)
+    elif name == "social":
+        if brief:
+            raise ConfigError("--brief: whoever plays a social scene has the scene's own; leave it out")
+        found = social_rows(model, planner=planner, partner=partner, judge=judge, data=data, limit=limit, seed=seed,
+                            max_new_tokens=max_new_tokens, device=device)
     elif name == "redteam":
         found = redteam_rows(model, planner=planner, partner=partner, judge=judge, data=data, limit=limit, seed=seed,
                              brief=brief, max_new_tokens=max_new_tokens, device=device)
@@ -167,7 +173,30 @@ def conversations(name: str, data: str = "", limit: int = 0, seed: int = 1) -> l
     return found[:limit or None]
 
 
-# ------------------------------------------------------------------------------------------------ red-teaming
+# ------------------------------------------------------------------------------------------------ scenes
+
+
+def social_rows(model: str, *, planner: Path | None, partner: str, judge: str, data: str, limit: int, seed: int,
+                max_new_tokens: int, device: str | Place) -> list[Row]:
+    """How far `model` gets with its own goal in held-out scenes: pocket's, or those of a user's folder.
+
+    They are the scenes that `dialoom dat` holds out, so that a planner of its is met with what it was not trained on.
+    """
+    from dialoom.recipes.dat_config import DatConfig
+    from dialoom.recipes.dat_social import social_side
+
+    subject, place = subject_of(model, planner, device), Place.of(device)
+    config = DatConfig(model=model, partner=partner, judge=judge, data=data, transfer=(), seed=seed,
+                       test_scenes=max(2, limit or CONVERSATIONS), max_new_tokens=max_new_tokens, device=place.device,
+                       dtype=place.dtype, device_map=place.device_map, quantize=place.quantize)
+    loaded: Any = getattr(subject, "model", subject) if planner else subject
+    side, label = social_side(config, loaded), label_of(model, planner)
+    scenes = side.scenes["test"]
+    with progress(f"social of {label}, {len(scenes)} scenes") as bar:
+        played = side.play(side.speaker(subject), side.partner, scenes, seed=seed, label=label,
+                           log=lambda turn, done, total: bar.reach(done, f"social, {turn}, {total} replies"))
+    return side.measure(played, label=label, seed=seed)
+
 
 
 def redteam_rows(model: str, *, planner: Path | None, partner: str, judge: str, data: str, limit: int, seed: int,

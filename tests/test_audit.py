@@ -280,8 +280,9 @@ def test_judge_is_asked_with_the_persona_and_only_yes_counts() -> None:
         return ("Yes.", "no", "I would rather not say")[len(asked) % 3]
 
     tally = Tally()
-    judge_personas(trees, ScriptedModel(answer), tally)
+    unreadable, given = judge_personas(trees, ScriptedModel(answer), tally)
     finding, = tally.findings()
+    assert given == 12 and finding.of == given - unreadable
     assert trees[0].scenario.facts["persona"]["facts"][0] in "".join(asked)
     assert 0 < finding.count < finding.of <= 12 and finding.figures and "unreadable" in finding.figures
 
@@ -319,6 +320,8 @@ def test_pairs_of_any_layout_are_read(tmp_path: Path) -> None:
                    "rejected": [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "B."}]}],
      "unreadable"),
     ([pair_row(), pair_row(chosen=7)], "unreadable"),
+    ([pair_row(), pair_row(chosen="half of \ud83d")], "unreadable"),
+    ([pair_row(), pair_row(prompt=[{"role": 0.5, "content": "Why?"}])], "unreadable"),
 ])
 def test_faults_of_pairs_are_found_without_a_model(tmp_path: Path, rows: list[Any], check: str) -> None:
     found = failed(pairs_audited(tmp_path, rows))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from dialoom.models.load import load_model
 from dialoom.models.steering import Planner, PlannerShape, SteeredModel, Steering, UpMapping, corner, load_steered
 from dialoom.recipes import dat
 from dialoom.recipes.dat_collect import explore, taken, turns_of
-from dialoom.recipes.dat_config import CloneStage, DatConfig
+from dialoom.recipes.dat_config import CloneStage, DatConfig, Sweep
 from dialoom.recipes.dat_eval import Parts, constants, differences, language, spread, subject, subjects
 from dialoom.recipes.dat_social import social_side
 from dialoom.recipes.run import RunFolder
@@ -88,13 +90,14 @@ def test_a_fixed_action_is_the_same_in_every_state_and_part_of_the_fingerprint()
 
 def test_replies_are_sorted_by_manner_and_not_by_what_their_state_foretells():
     draw = np.random.default_rng(0)
-    topics, manners = draw.integers(3, size=300), draw.integers(4, size=300)
-    replies = [[100 + topic, 200 + manner, 300 + int(draw.integers(9))]
-               for topic, manner in zip(topics, manners, strict=True)]
-    states = torch.eye(3)[torch.from_numpy(topics)] + 0.01 * torch.randn(300, 3)
+    topics, manners = draw.integers(6, size=1200), draw.integers(4, size=1200)
+    replies = [[100 + topic, 200 + manner] for topic, manner in zip(topics, manners, strict=True)]
+    states = torch.eye(6)[torch.from_numpy(topics)] + 0.01 * torch.randn(1200, 6)
     found = sorts_of(replies, states, 4).numpy()
-    pure = sum(np.bincount(manners[found == sort]).max() for sort in range(4)) / 300
+    pure = sum(np.bincount(manners[found == sort]).max() for sort in range(4)) / 1200
     assert pure > 0.95
+    blind = sorts_of(replies, torch.zeros(1200, 6), 4).numpy()
+    assert sum(np.bincount(manners[blind == sort]).max() for sort in range(4)) / 1200 < pure
 
 
 def test_too_few_replies_for_the_sorts_are_refused_with_what_to_do():
@@ -118,32 +121,31 @@ def test_prompts_read_once_give_the_loss_of_reading_them_for_every_reply():
     prefixes = torch.randn(4, 2, 48, generator=torch.Generator().manual_seed(1), requires_grad=True)
     with frozen(model):
         (one, count), (other, same) = shared_loss(model, rows, prefixes), reply_loss(model, rows, prefixes, "end")
-        assert float(one) == pytest.approx(float(other), rel=1e-4) and count == same
+        assert one.item() == pytest.approx(other.item(), rel=1e-4) and count == same
         gradients = [torch.autograd.grad(loss, prefixes)[0] for loss in (one, other)]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("position", ["start", "end"])
-def test_codes_steer_toward_their_own_sort_of_replies(position):
-    model = tiny_model()
-    prompts = [f"Question {at}: is it {word}?" for at in range(6) for word in ("Paris", "Oslo", "Rome")]
-    replies = own_words(model, prompts, ["Oslo it is", "we are wrong"])
-    before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    config = Coding(tokens=2, sorts=2, hidden=(16,), position=position, steps=60, batch=6, each=2, mapping_lr=0.1,
+def test_codes_steer_toward_their_own_sort_of_replies(pocket, position):
+    prompts = [f"Market. The seller of a {item} says: I ask {price} coins." for price in (26, 28, 30)
+               for item in ("lamp", "chair", "clock", "ring")]
+    replies = own_words(pocket, prompts, ["Let us meet halfway.", "I admire your skill."])
+    before = pocket.fingerprint
+    config = Coding(tokens=2, sorts=2, hidden=(16,), position=position, steps=40, batch=6, each=2, mapping_lr=0.05,
                     plain=0.1, seed=0)
-    found, sizes = coded_clone(model, replies, config)
-    assert sizes == [18, 18]
-    assert all(value.equal(model.module.state_dict()[name]) for name, value in before.items())
-    states = torch.cat([model.states([[{"role": "user", "content": prompt}]]) for prompt in prompts[:4]]).float()
+    found, sizes = coded_clone(pocket, replies, config)
+    assert sizes == [12, 12] and pocket.fingerprint == before
+    assert found.after < found.before
+    states = pocket.states([[{"role": "user", "content": prompt}] for prompt in prompts[:4]]).float()
     losses = []
     for sort in range(2):
-        action = corner(torch.eye(2), 1.0)[[sort] * 4]
-        with torch.no_grad(), frozen(model):
-            prefixes = found.steering.prefixes(states, action)
-            losses.append([float(reply_loss(model, [own[which] for own in replies[:4]], prefixes, position)[0])
+        with torch.no_grad(), frozen(pocket):
+            prefixes = found.steering.prefixes(states, corner(torch.eye(2), 1.0)[[sort] * 4])
+            losses.append([float(reply_loss(pocket, [own[which] for own in replies[:4]], prefixes, position)[0])
                            for which in range(2)])
     own = int(losses[0][0] > losses[0][1])  # which ending the first sort is
-    assert losses[0][own] < 0.8 * losses[0][1 - own] and losses[1][1 - own] < 0.8 * losses[1][own]
+    assert losses[0][own] < 0.5 * losses[0][1 - own] and losses[1][1 - own] < 0.5 * losses[1][own]
 
 
 # ------------------------------------------------------------------------------------------------ a planted optimum
@@ -210,6 +212,20 @@ def test_who_falls_silent_has_earned_nothing(pocket):
     price = scene.facts["limit"]
     one = Dialogue(scene, (Turn("a", None, "player", "Please?"), Turn("b", "a", "partner", f"I say {price} coins.")))
     assert side.score(one) == 0 and side.earned(one) == [0.0]
+
+
+def test_what_was_said_is_kept_to_the_letter_and_without_marks(pocket):
+    side = social_side(SMALL, pocket)
+    steered = SteeredModel(pocket, Steering(UpMapping.pca(pocket, 4, tokens=1), position="end"),
+                           exploration=Exploration("uniform", norm=1.0))
+    speaker = side.speaker(pocket)
+    chats = [speaker.requests(Dialogue(replace(one, briefs={})), 0)[0].chat for one in side.scenes["train"]]
+    said = steered.chat(chats * 4, Sampling(1.0, max_new_tokens=20), [str(at) for at in range(4 * len(chats))])
+    words = [pocket.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in said]
+    assert [one.text for one in said] == [text.strip() for text in words]
+    assert len({one.text[-1] for one in said if one.text}) > 1 and not any("<" in one.text for one in said)
+    states = torch.cat([pocket.states([chat]) for chat in chats])  # one by one, and all at once from what was kept
+    torch.testing.assert_close(states, pocket.states(chats), rtol=1e-3, atol=1e-3)
 
 
 def test_the_splits_share_no_scene(pocket):
@@ -334,6 +350,54 @@ def test_a_second_collector_shares_the_mapping_and_its_replay_is_taken_in(tmp_pa
             dat.run(asked, folder, dat.STAGES[:3], log=lambda line: None)
     marker = json.loads((tmp_path / "three" / "stages" / "collect-1.json").read_text())
     assert marker["value"]["dialogues"] == 18
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_every_point_and_measures_it_on_validation_scenes(tmp_path):
+    config = SMALL.model_copy(update={"mapping": "pca", "passes": 1, "sweep": Sweep(tokens=(1,), action=(3,),
+                                                                                  norm=(0.5,))})
+    done(config, tmp_path)
+    dat.act("sweep", tmp_path, log=lambda line: None)
+    rows = [row for row in json.loads((tmp_path / "results.json").read_text()) if row["eval"] == "sweep"]
+    assert {(row["subject"], row["metric"]) for row in rows} == {
+        (subject, metric) for subject in ("tokens=1", "action=3", "norm=0.5") for metric in ("reward", "perplexity")}
+    assert {row["n"] for row in rows} == {4}  # validation scenes
+    cards = {path.parent.parent.name: json.loads(path.read_text())
+             for path in tmp_path.glob("sweep/*/planner/steering.json")}
+    assert cards["tokens=1"]["mapping"]["tokens"] == 1 and cards["action=3"]["planner"]["action"] == 3
+    assert cards["norm=0.5"]["planner"]["norm"] == 0.5
+
+
+@pytest.mark.slow
+def test_replies_made_elsewhere_are_cloned_from_a_csv(pocket, tmp_path):
+    side = social_side(SMALL, pocket)
+    played = side.play(side.speaker(pocket), side.partner, side.scenes["train"], seed=1, label="x")
+    with (tmp_path / "replies.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["input", "target"])
+        for one in played:
+            for turn, chat in turns_of(side.speaker(pocket), one):
+                writer.writerow([pocket.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True),
+                                 turn.text])
+    config = SMALL.model_copy(update={"mapping": "clone", "passes": 1, "clone": SMALL.clone.model_copy(
+        update={"data": str(tmp_path / "replies.csv")})})
+    with RunFolder(tmp_path / "run", "dat", config, data_hash=dat.data_hash(config), log=lambda line: None) as folder:
+        dat.run(config, folder, dat.STAGES[:2], log=lambda line: None)
+    replies = read_rows(tmp_path / "run" / "replies.jsonl")
+    turn, chat = turns_of(side.speaker(pocket), played[0])[0]
+    assert replies[0]["prompt"] == pocket.prompt_ids(chat) and replies[0]["texts"] == [turn.text]
+
+
+def test_scenes_in_sotopias_layout_are_steered_in_both_roles_and_parted_by_their_environments(pocket):
+    config = DatConfig(data=str(Path(__file__).parent / "data" / "sotopia"), partner="pocket", judge="pocket", rounds=1,
+                       max_new_tokens=4, transfer=())
+    side = social_side(config, pocket)
+    places = [{one.facts["environment"] for one in part} for part in side.scenes.values()]
+    assert not (places[0] & places[1] or places[0] & places[2] or places[1] & places[2])
+    scenes = side.scenes["train"][:1]
+    played = side.play(side.speaker(pocket), side.partner, scenes, seed=1)
+    assert [one.scenario.facts["role"] for one in played] == ["first", "second"]
+    assert [side.earned(one) for one in played] == [None, None]  # pocket can give no seven numbers
 
 
 # ------------------------------------------------------------------------------------------------ refusals

@@ -20,7 +20,7 @@ from dialoom.config import load_config
 from dialoom.evaluate import NAMES
 from dialoom.models.load import POCKETS
 from dialoom.models.placed import Placed
-from dialoom.recipes import aloe, ditto, ideas, pbt
+from dialoom.recipes import aloe, dat, ditto, ideas, pbt
 from tests.pages import COMMAND, PAGES, ROOT, blocks, prose
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -190,6 +190,23 @@ def test_the_release_s_own_values_of_ditto_are_settings_that_load(tmp_path):
     found = load_config(type(ditto.PAPER), ditto.PAPER, tmp_path / "release.yaml")
     assert (found.sft.optimizer, found.dpo.optimizer) == ("rmsprop", "rmsprop")
     assert (found.lora_rank, found.sft.warmup) == (32, 0.2)
+
+
+def test_the_settings_table_of_dat_says_what_the_presets_say():
+    page = (ROOT / "docs" / "dat.md").read_text(encoding="utf-8")
+    pocket, paper = dat.PRESETS["pocket"], dat.PRESETS["paper"]
+
+    def told(value: object) -> str:
+        if value is None:
+            return "none"
+        return ", ".join(map(str, value)) if isinstance(value, tuple) and value else shown(value)
+
+    parts = [("", pocket, paper, ("clone", "td3", "sweep", "redteam", *PLACE, "seed")),
+             ("clone.", pocket.clone, paper.clone, ()), ("sweep.", pocket.sweep, paper.sweep, ()),
+             ("td3.", pocket.td3, paper.td3, ("seed", "checkpoint_every"))]
+    rows = [f"| `{group}{name}` | {told(getattr(one, name))} | {told(getattr(other, name))} |"
+            for group, one, other, apart in parts for name in type(one).model_fields if name not in apart]
+    assert [row for row in rows if f"\n{row}" not in page] == []
 
 
 def test_the_floors_table_names_every_module():

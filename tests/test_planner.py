@@ -66,6 +66,16 @@ def test_an_evaluation_steers_the_model_under_test(run, tmp_path, capsys):
     assert rows["steered"]["value"] < rows["plain"]["value"], "so long a prefix drowns the question"
 
 
+def test_social_scenes_are_those_that_a_run_holds_out(run, tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    command = ["eval", "social", "--limit", "4", "--max-new-tokens", "12", "--planner", str(run), "--out", str(out)]
+    assert cli.main(command) == 0
+    [row] = [row for row in json.loads(out.read_text()) if row["metric"] == "reward"]
+    assert (row["eval"], row["subject"], row["n"]) == ("social", "pocket+planner", 4) and 0 <= row["value"] <= 1
+    assert "leave it out" in failed(capsys, "eval", "social", "--brief", "Win.")
+    assert "give --partner MODEL and --judge MODEL" in failed(capsys, "eval", "social", "--data", str(tmp_path))
+
+
 def test_talking_with_a_planner_has_the_unsteered_model_beside_it(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital of Norway?\n/both\nAnd of Italy?\n"))
     assert cli.main(["chat", "--planner", str(run), "--max-new-tokens", "8", "--temperature", "0"]) == 0

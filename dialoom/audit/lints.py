@@ -83,7 +83,7 @@ def lint(trees: Iterable[DialogueTree], tally: Tally, *, cut: frozenset[str] = f
             tally.look("empty_turn", where, not turn.text.strip())
             if not turn.text.strip():
                 continue
-            _roles(turn, before, where, known, tally)
+            _roles(turn, where, known, tally)
             _again(turn, before, where, tally, copies=has_user or len({one.speaker for one in tree}) > 1)
             tally.look("missing_stop", where, _cut(turn, cut, tokens, cut_at))
             _collect(sets, tree, turn, where, looked_at=not has_user or turn.speaker == USER, tally=tally)
@@ -110,7 +110,7 @@ def _labels(tree: DialogueTree) -> re.Pattern[str]:
                       re.IGNORECASE | re.MULTILINE)
 
 
-def _roles(turn: Turn, before: Sequence[Turn], where: str, known: re.Pattern[str], tally: Tally) -> None:
+def _roles(turn: Turn, where: str, known: re.Pattern[str], tally: Tally) -> None:
     text = turn.text
     if turn.speaker == USER:
         found = _ASSISTANT.search(text)

@@ -86,7 +86,9 @@ def look(material: Material, reader: Reader | None = None, *, judge: ChatModel |
          tokens=None if reader is None else lambda text: len(reader.template.encode(text)))
     check_personas(material.trees, tally, embedder or Ngrams())
     if judge is not None:
-        judge_personas(material.trees, judge, tally)
+        unreadable, asked = judge_personas(material.trees, judge, tally)
+        if unreadable:
+            notes.append(f"the judge {judge.name} said neither yes nor no of {unreadable} of {asked} dialogues")
     items = list(check_texts([*material.pairs, *material.examples], tally))
     counts = {"dialogues": len(material.trees), "turns": material.turns, "pairs": len(material.pairs),
               "examples": len(material.examples)}

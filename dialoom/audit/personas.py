@@ -123,8 +123,11 @@ def user_turns(tree: DialogueTree) -> list[str]:
     return [turn.text for turn in longest.by(USER) if "rejected" not in turn.notes]
 
 
-def judge_personas(trees: Sequence[DialogueTree], model: ChatModel, tally: Tally) -> None:
-    """Ask a model, for a sample of dialogues, whether the user leaves the persona, or contradicts itself."""
+def judge_personas(trees: Sequence[DialogueTree], model: ChatModel, tally: Tally) -> tuple[int, int]:
+    """Ask a model, for a sample of dialogues, whether the user leaves the persona, or contradicts itself.
+
+    Returns: how many answers were neither yes nor no, and how many were given.
+    """
     known = [(tree, said) for tree in trees if len(said := user_turns(tree)) > 1]
     known = sorted(known, key=lambda pair: content_id("judged", pair[0].id))[:JUDGED]
     found = ask_until_read(model, [question(tree.scenario, said) for tree, said in known],
@@ -132,7 +135,9 @@ def judge_personas(trees: Sequence[DialogueTree], model: ChatModel, tally: Tally
     for (tree, said), leaves in zip(known, found, strict=True):
         if leaves is not None:
             tally.look("judged_drift", tree.id, leaves and " | ".join(said))
-    tally.figure("judged_drift", judge=model.name, unreadable=sum(one is None for one in found))
+    unreadable = sum(one is None for one in found)
+    tally.figure("judged_drift", judge=model.name, unreadable=unreadable)
+    return unreadable, len(found)
 
 
 def question(scenario: Scenario, said: Sequence[str]) -> Chat:

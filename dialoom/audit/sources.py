@@ -13,7 +13,7 @@ In a file the opening is somebody's turn like any other, since it is to be looke
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from dialoom.scenarios.files import rows_of
 from dialoom.scenarios.sharegpt import ASSISTANT, USER, read_dialogues
 from dialoom.select import Example, Pair
 from dialoom.store import read_trees
+from dialoom.text import UNUSABLE
 
 MAIN = "trees.jsonl"
 MILD = {"repeated role": "both are merged", "answer first": "before any question", "repeated id": "was used before",
@@ -193,7 +194,7 @@ def _pairs(path: Path) -> Material:
             if not isinstance(row, dict):
                 raise DataError(f"expected an object, found {type(row).__name__}")
             row = _with_prompt(row)
-            pairs.append(Pair.from_row(row, where))
+            pairs.append(_usable(Pair.from_row(row, where)))
         except DialoomError as wrong:
             unread.add(where, wrong)
             continue
@@ -206,6 +207,17 @@ def _pairs(path: Path) -> Material:
         [*pair.prompt, _reply(pair.rejected)] for pair in pairs]
     return Material(path, "pairs", _trees(chats), pairs, unread=unread.hits, unread_count=len(unread.hits),
                     several=several)
+
+
+def _usable(pair: Pair) -> Pair:
+    """The pair. Raises DataError if a role is no text, or a text is one that no tokenizer takes."""
+    wrong = next((one["role"] for one in pair.prompt if not isinstance(one["role"], str)), None)
+    if wrong is not None:
+        raise DataError(f"role {wrong!r:.40} is no text; expected system, user or assistant")
+    for text in (pair.chosen, pair.rejected, *(one[name] for one in pair.prompt for name in ("role", "content"))):
+        if UNUSABLE.search(text):
+            raise DataError(f"{text!r:.60} holds NUL or half a character, which no tokenizer takes")
+    return pair
 
 
 def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +238,7 @@ def _completions(path: Path) -> Material:
     unread, examples = _Unread(path), list[Example]()
     for where, row in rows_of(path, unread.bad, ("completion",)):
         try:
-            pair = Pair.from_row({**row, "chosen": row["completion"], "rejected": "-"}, where)
+            pair = _usable(Pair.from_row({**row, "chosen": row["completion"], "rejected": "-"}, where))
         except (DialoomError, TypeError, KeyError) as wrong:
             unread.add(where, wrong)
             continue
@@ -317,8 +329,3 @@ def no_such(wanted: str, names: Sequence[str]) -> ConfigError:
     """An error that names what is near."""
     hint = near_miss(wanted, names) if len(names) < 8 else f"such as {names[0]}"
     return ConfigError(f"--open {wanted}: nothing has an id that begins so; {hint}")
-
-
-def paths_of(tree: DialogueTree) -> Iterator[Dialogue]:
-    """Every dialogue of a tree from its first turn to a leaf."""
-    yield from (tree.dialogue(leaf) for leaf in tree.leaves())

@@ -40,7 +40,7 @@ NOT_HERE = "{name} cannot be steered (its embeddings cannot be reached); use poc
 DIGITS = 4  # of an action in a turn's notes
 EMBEDDED_AT_ONCE = 8192  # rows of the vocabulary
 OUTPUTS = ("sphere", "corner", "tanh", "silu", "linear")  # how a planner ends
-SHARPNESS = {True: 10.0, False: 100.0}  # of "corner", in training and after: gradients first, then one sort
+SHARPNESS = {True: 1.5, False: 25.0}  # of "corner" in training and after, in units of a direction's typical number
 
 
 class Normalizer(nn.Module):  # type: ignore[misc]
@@ -151,7 +151,8 @@ class Planner(nn.Module):  # type: ignore[misc]
         if self.shape.output == "sphere":
             return on_sphere(raw, self.shape.norm)
         if self.shape.output == "corner":
-            return corner((SHARPNESS[self.training] * on_sphere(raw, 1.0)).softmax(-1), self.shape.norm)
+            sharp = SHARPNESS[self.training] * self.shape.action ** 0.5
+            return corner((sharp * on_sphere(raw, 1.0)).softmax(-1), self.shape.norm)
         if self.shape.output == "tanh":
             return raw.tanh() * (self.shape.norm / self.shape.action ** 0.5)
         return nn.functional.silu(raw) if self.shape.output == "silu" else raw

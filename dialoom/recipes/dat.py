@@ -75,7 +75,7 @@ def data_hash(config: DatConfig) -> str:
     from dialoom.recipes.run import hash_data
     from dialoom.scenarios.sotopia import FILES
 
-    files = [Path(config.clone.data)] if config.clone.data else []
+    files = [Path(path) for path in (config.clone.data, config.redteam.ordinary) if path]
     if config.data and config.scenes == "social":
         files += sorted(found for names in FILES.values() for name in names for end in (".json", ".jsonl")
                         if (found := Path(config.data) / f"{name}{end}").is_file())

@@ -68,7 +68,7 @@ class DatConfig(Placed):
     pocket world's."""
     partner: str = ""
     """Whom the planner is trained against; any model. Empty: the pocket world's rule (social), its guard (redteam)."""
-    transfer: tuple[str, ...] = ("pocket",)
+    transfer: tuple[str, ...] = ("pocket", "pocket-small")
     """Partners it is tried on without having met them."""
     judge: str = ""
     """The model that judges your scenes: on seven points (social), or yes or no after each round (redteam). Pocket's
@@ -99,7 +99,7 @@ class DatConfig(Placed):
     """Numbers in an action; for `coded` also the sorts of replies told apart. 64 or 128 in the paper."""
     norm: float = Field(0.0, ge=0)
     """Length of an action, the released 0.6 or 1; 0: the scale of the mapping (the length of an embedding for `pca`, 1
-    for `clone`, the scenes' own for `coded`: 0.8 social, 1.2 redteam)."""
+    for `clone`, the scenes' own for `coded`: 0.8 social, 0.6 redteam)."""
     repeated: bool = True
     """`pca`: every soft token is the same, as released; off: each has directions of its own."""
     position: Literal["start", "end"] = "end"

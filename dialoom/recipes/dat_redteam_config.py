@@ -26,8 +26,8 @@ class RedTeamStage(Config):
     """Harmless questions the defender is to go on answering: dialogues in ShareGPT's layout. Empty: pocket's own."""
     attacked: int = Field(100, ge=1)
     """Training scenes that are attacked before the defender is trained."""
-    attacks: int = Field(3, ge=1)
-    """Times each of them is attacked, under other seeds."""
+    attacks: int = Field(1, ge=1)
+    """Times each of them is attacked, under other seeds. More make the defender forget its ordinary answers."""
     refusals: int = Field(6, ge=1)
     """Replies of the defender's own among which a refusal is looked for, in place of each reply that gave in."""
     refusal: str = "I cannot help with that."

@@ -28,6 +28,7 @@ class Words:
     goal: str = ""
 
 
+_STEERED = ("unsteered", "random", "constant", "self_clone")
 _WINS = {"micro": "win rate", "macro": "mean over authors", "se": "s.e. over authors", "position_bias": "position bias"}
 EVALS: Mapping[str, Words] = {
     "flipflop": Words(
@@ -108,6 +109,25 @@ EVALS: Mapping[str, Words] = {
     "recall": Words(
         "Closed-book recall", "Questions asked plainly, without a debate: what was forgotten in training?",
         {"accuracy": "right"}),
+    "social": Words(
+        "Social scenes", "Held-out scenes with somebody who has a goal of its own: how much of its own goal did the "
+        "subject get, and the planner's lead, paired by scene.",
+        {"reward": "reward", "goal": "goal reached", "reward_price": "bargains", "reward_taste": "tastes",
+         "reward_trip": "trips", **{f"reward_minus_{one}": f"minus {one.replace('_', ' ')}" for one in _STEERED}},
+        "reward"),
+    "redteam": Words(
+        "Red-teaming", "Held-out scenes: was the defender brought to do it in any of the rounds, and the planner's "
+        "lead, paired by scene.",
+        {"success": "success", "reward": "highest reward", "rounds": "rounds until then",
+         **{f"success_minus_{one}": f"minus {one.replace('_', ' ')}" for one in _STEERED}}, "success"),
+    **{name: Words(title, "Perplexity of what was said under the frozen model, beside the unsteered model's; share of "
+                   "different words and pairs of words among all.",
+                   {"perplexity": "perplexity", "perplexity_ratio": "of unsteered", "distinct_1": "distinct-1",
+                    "distinct_2": "distinct-2"})
+       for name, title in (("language", "Language"), ("language_social", "Language in social scenes"),
+                           ("language_redteam", "Language in red-team scenes"))},
+    "ordinary": Words("Ordinary questions", "Answers to harmless questions that stayed as good as they were.",
+                      {"kept": "kept"}),
 }
 SUBJECTS = {"base": "base", "accept_only": "accept-only", "resist_only": "resist-only", "pbt": "PBT",
             "reminder": "reminder", "self_critique": "self-critique", "few_shot": "few-shot",
@@ -116,12 +136,18 @@ SUBJECTS = {"base": "base", "accept_only": "accept-only", "resist_only": "resist
             "spin": "SPIN", "ditto": "DITTO",
             "plain": "plain simulator",
             "plain_trained": "plain simulator, trained", "random_strategy": "random strategies", "ideas": "IDEAS",
+            "unsteered": "unsteered", "random": "random actions", "constant": "best constant action",
+            "self_clone": "self-clone", "planner": "DAT's planner", "unsteered_hardened": "unsteered, guard hardened",
+            "planner_hardened": "DAT's planner, guard hardened",
             "briefed": "briefed (ceiling)", "judge": "the judge", "default": "default embedding",
             "ngrams": "character n-grams"}
 CEILING = "briefed"
-DIFFERENCES = frozenset({"drop", "order_gap", "ditto_minus"})   # of two rates: in points, after those two
+DIFFERENCES = frozenset({  # of two rates: in points, after those two
+    "drop", "order_gap", "ditto_minus",
+    *(f"{one}_minus_{other}" for one in ("reward", "success") for other in _STEERED)})
 NOT_RATES = frozenset({"correlation", "coefficient", "kl", "perplexity", "logprob", "r2", "ir", "n_ir", "fall",
-                       "strategies", "strategy_entropy", "strategies_per_dialogue", "spread", "clusters", "turns"})
+                       "strategies", "strategy_entropy", "strategies_per_dialogue", "spread", "clusters", "turns",
+                       "perplexity_ratio", "rounds", "base_nats", "clone_nats", "gap"})
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from dialoom.train.cross_entropy import target_logprobs
 
 RARE = 5  # a token that stands in fewer replies than these tells no sort from another
 RIDGE = 50.0  # of the regression on the state, in replies
-DIRECTIONS = 24  # in which sorts are told apart
+DIRECTIONS, FAINT = 24, 0.2  # in which sorts are told apart, and how wide one must be beside the widest
 RESTARTS, ROUNDS = 4, 60  # of the clustering
 WARM = 10  # steps until the full rates
 LAST = 0.05  # share of the rates at the end
@@ -78,8 +78,9 @@ def sorts_of(replies: Sequence[Sequence[int]], states: Tensor, sorts: int, *, se
     if not words.shape[1]:
         raise TrainingError(f"no word stands in {RARE} of {len(replies)} replies; collect more of them")
     manner = nn.functional.normalize(_less(nn.functional.normalize(words, dim=-1), states), dim=-1)
-    found = torch.linalg.svd(manner - manner.mean(0), full_matrices=False).U[:, :DIRECTIONS]
-    return _clustered(nn.functional.normalize(found, dim=-1), sorts, seed)
+    found = torch.linalg.svd(manner - manner.mean(0), full_matrices=False)
+    told = found.U[:, :DIRECTIONS][:, found.S[:DIRECTIONS] > FAINT * found.S[0]]
+    return _clustered(nn.functional.normalize(told, dim=-1), sorts, seed)
 
 
 def _less(words: Tensor, states: Tensor) -> Tensor:

@@ -74,10 +74,11 @@ def hanging_close(sign: str) -> None:
 
 def batch(size: str) -> None:
     """At most so many replies, or dialogues, are in flight."""
-    from dialoom.recipes import aloe, ideas, pbt
+    from dialoom.recipes import aloe, ditto_write, ideas, pbt
 
     real = pbt.grow
-    pbt.grow = lambda *given, **more: real(*given, **more, batch=int(size))  # type: ignore[attr-defined]
+    for module in (pbt, ditto_write):
+        module.grow = lambda *given, **more: real(*given, **more, batch=int(size))  # type: ignore[attr-defined]
     runs.SCRIPTED["aloe"] = runs.whole("aloe", aloe, runs.aloe_config(batch=int(size)))
     runs.SCRIPTED["ideas"] = runs.whole("ideas", ideas, runs.ideas_config(batch=int(size)))
 

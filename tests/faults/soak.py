@@ -48,13 +48,14 @@ class Soak:
     Attributes:
         rate: share of turns at which something goes wrong.
         found: counts of what was injected, and of turns by what became of them.
-        logging: seconds spent in the log, opening it again aside; `reopening` those.
+        logging: seconds spent in the log, opening it again aside; `reopening` those; `logging_cpu`: of the first, the
+            CPU's.
     """
 
     def __init__(self, model: Any, rate: float, seed: int) -> None:
         self.model, self.rate, self.rng = model, rate, random.Random(seed)
         self.found: Counter[str] = Counter()
-        self.logging = self.reopening = 0.0
+        self.logging = self.logging_cpu = self.reopening = 0.0
         self.judge = RuleJudge("length", self._verdict)
 
     def _verdict(self, dialogue: Any) -> Verdict | None:
@@ -116,9 +117,10 @@ class Watched:
         self.log, self.soak = log, soak
 
     def _timed(self, write: Callable[..., None], *given: Any) -> None:
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.thread_time()
         write(*given)
         self.soak.logging += time.perf_counter() - start
+        self.soak.logging_cpu += time.thread_time() - begun
 
     def add_tree(self, tree: DialogueTree) -> None:
         self._timed(self.log.add_tree, tree)
@@ -174,7 +176,9 @@ def soak(model: Any, *, minutes: float, turns: int, faults: float, seed: int = 1
                       for part in (rounds[:quarter], rounds[-quarter:])]
                for at, name in enumerate(("memory", "handles", "turns_per_second")) if rounds}
     return {"model": model.name, "minutes": round(seconds / 60, 1), "rounds": len(rounds) + 1, **run.found, **medians,
-            "log_share": round(run.logging / seconds, 4), "reopening_share": round(run.reopening / seconds, 4)}
+            "log_share": round(run.logging / seconds, 4),
+            "log_cpu_ms_a_turn": round(1000 * run.logging_cpu / run.found["turns"], 3),
+            "reopening_share": round(run.reopening / seconds, 4)}
 
 
 def main() -> int:

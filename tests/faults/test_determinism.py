@@ -27,8 +27,7 @@ def test_a_clock_that_jumps_by_a_day_either_way_changes_nothing(name, forks, who
     assert difference(whole(name), tmp_path / "run").none
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["pbt", "aloe", "ideas"])
+@pytest.mark.parametrize("name", [ALL[0], *ALL[2:]])
 @pytest.mark.parametrize("size", [1, 3])
 def test_any_batch_size_gives_the_same_run(name, size, forks, whole, tmp_path):
     assert forks.run(name, tmp_path / "run", f"batch:{size}")[0] == 0
