@@ -73,7 +73,7 @@ test-all: test test-slow
 
 results: $(READY)
 	@mkdir -p runs/results
-	@nohup $(BIN)/python -m bench.results >> runs/results/log 2>&1 &
+	@nohup sh -c '$(BIN)/python -m bench.results && $(BIN)/python -m bench.cross' >> runs/results/log 2>&1 &
 	@echo "in the background, about half an hour on two cores: tail -f runs/results/log (stopped ones go on by the same command)"
 
 bench: $(READY)  # installs TRL and vLLM beside .venv, under runs/bench; where they cannot be had, their rows are missing

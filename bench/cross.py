@@ -1,7 +1,7 @@
 """Remakes docs/results/cross.md: every trained model by every evaluation, over seeds.
 
-`python -m bench.cross [--seeds 5] [--items 100]`. The models are those of `bench.results`, whose runs are made first
-where they are missing. Rows that were measured are kept beside the runs, so a remake that was stopped goes on.
+`python -m bench.cross [--seeds 5] [--items 100]`. The models are those of the runs that `bench.results` made. Rows that
+were measured are kept beside these runs, so a remake that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.results import PAGES, ROOT, RUNS, pocket_hashes, run_seeds
+from bench.results import ROOT, RUNS, pocket_hashes
 from dialoom.evals.metrics import Row, over_seeds
 from dialoom.models.base import ChatModel
 from dialoom.models.load import load_folder, load_model
+from dialoom.models.steering import load_steered
 from dialoom.scorecard import COLUMNS, Card, Setting, Subject, measure, table
 from dialoom.store import write_whole
 
-TRAINED = {"pbt": "model", "pbt, accept only": "arms/accept_only-pocket", "pbt, resist only": "arms/resist_only-pocket",
-           "aloe": "model", "ideas": "model", "ditto": "authors/{author}/adapter"}  # row: place in the run's folder
+PLANNER = "dat-social/planner"
+TRAINED = {  # row: its place under a seed of the run's folder; the first part names the runs
+    "pbt": "pbt/model", "pbt, accept only": "pbt/arms/accept_only-pocket",
+    "pbt, resist only": "pbt/arms/resist_only-pocket", "aloe": "aloe/model", "ideas": "ideas/model",
+    "ditto": "ditto/authors/{author}/adapter", "dat": PLANNER}
 ABOUT = """\
 Each row is a model, all of them trained from the same `pocket`; each column is one figure of one evaluation, made
-for one of the methods and asked of all. The row `base` is the untrained model; arrows say which way is better. The
-row `ditto` is another author for each seed, the one whose texts the column “win rate over base” is about."""
+for one of the methods and asked of all. The row `base` is the untrained model, `dat` the same under the planner trained
+on social scenes; the two one-sided rows of PBT show what its balance is for. The row `ditto` is another author for each
+seed, the one whose texts the column “win rate over base” is about. Arrows say which way is better."""
 
 
 def runs(recipe: str) -> Path:
@@ -33,14 +38,28 @@ def runs(recipe: str) -> Path:
 
 def author(seed: int) -> str:
     """Whose DITTO model is on the table for this seed."""
-    names = sorted(path.name for path in (runs("ditto") / f"seed-{seed}" / "authors").iterdir())
+    names = sorted(path.name for path in (runs("ditto") / f"seed-{seed}" / "authors").glob("*"))
+    if not names:
+        raise SystemExit("the runs of DITTO are missing; `python -m bench.results ditto` makes them")
     return names[(seed - 1) % len(names)]
 
 
 def place(label: str, seed: int) -> Path:
-    """The folder of a row's model."""
-    recipe = label.partition(",")[0]
-    return runs(recipe) / f"seed-{seed}" / TRAINED[label].format(author=author(seed))
+    """The folder of a row's model. Raises SystemExit if its run was not made."""
+    recipe, _, below = TRAINED[label].partition("/")
+    folder = runs(recipe) / f"seed-{seed}" / below.format(author=author(seed))
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is missing; `python -m bench.results {recipe.partition('-')[0]}` makes it")
+    return folder
+
+
+def load(label: str, seed: int, base: ChatModel) -> ChatModel:
+    """The model of a row."""
+    if label == "base":
+        return base
+    if TRAINED[label] == PLANNER:
+        return load_steered("pocket", place(label, seed), device="cpu")
+    return load_folder(place(label, seed), device="cpu", name=label)
 
 
 def measured(label: str, seed: int, items: int, base: ChatModel) -> Card:
@@ -51,8 +70,8 @@ def measured(label: str, seed: int, items: int, base: ChatModel) -> Card:
         if found["columns"] == [column.title for column in COLUMNS]:
             return Card((label,), tuple(Row(**row) for row in found["rows"]),
                         {(label, title): why for title, why in found["missing"].items()})
-    model = base if label == "base" else load_folder(place(label, seed), device="cpu", name=label)
-    card = measure([Subject(label, model)], Setting(base, items=items, author=author(seed), seed=seed))
+    setting = Setting(base, items=items, author=author(seed), seed=seed)
+    card = measure([Subject(label, load(label, seed, base))], setting)
     missing = {title: why for (_, title), why in card.missing.items()}
     write_whole(kept, json.dumps({"columns": [column.title for column in COLUMNS], "missing": missing,
                                   "rows": [row.to_json() for row in card.rows]}, indent=1) + "\n")
@@ -82,13 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--items", type=int, default=100, help="of a cell and seed; 0: all")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, where some are missing")
     given = parser.parse_args()
-    seeds = range(1, given.seeds + 1)
-    for recipe in sorted({label.partition(",")[0] for label in TRAINED}):
-        run_seeds(recipe, seeds, given.jobs, PAGES[recipe].flags)
     base, cards = load_model("pocket", device="cpu"), []
-    for seed in seeds:
+    for seed in range(1, given.seeds + 1):
         for label in ("base", *TRAINED):
             cards.append(measured(label, seed, given.items, base))
             print(f"seed {seed}: {label}", flush=True)

@@ -231,13 +231,14 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 1, jobs: int = 0) -> None
     run(out, seed=seed, jobs=jobs, log=say)
 
 
-def scorecard(model: str, /, *, evals: Several = (), partner: str = "pocket", judge: str = "", author: str = "",
-              data: str = "", limit: int = 30, seed: int = 1, device: Where = ANYWHERE, budget: float = 0,
-              prices: Several = (), out: Path | None = None) -> None:
+def scorecard(model: str, /, *, planner: Path | None = None, evals: Several = (), partner: str = "pocket",
+              judge: str = "", author: str = "", data: str = "", limit: int = 30, seed: int = 1,
+              device: Where = ANYWHERE, budget: float = 0, prices: Several = (), out: Path | None = None) -> None:
     """Run every evaluation on one model or endpoint and print a card of its figures with their intervals.
 
     Args:
         model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
+        planner: the folder of a `dialoom dat` run (or of its planner) that steers the model.
         evals: only these: flipflop, are_you_sure, recall, misinformation, alignment, author, chat, social,
             redteam (as the guard).
         partner: who stands opposite in scenes, and whom the win rate is over.
@@ -255,10 +256,10 @@ def scorecard(model: str, /, *, evals: Several = (), partner: str = "pocket", ju
 
     one_thread_for_pocket(model, partner, judge)
     check(device, limit=(limit, 0), budget=(budget, 0))
-    command = (model, evals, partner, judge, author, data, limit, seed)
+    command = (model, evals, partner, judge, author, data, limit, seed, *([str(planner)] if planner else []))
     with until_done(_spending(budget, prices), "scorecard", *command, log=note, out=out):
-        say(run_scorecard(model, evals=evals, partner=partner, judge=judge, author=author, data=data, limit=limit,
-                          seed=seed, device=device, out=out, log=say))
+        say(run_scorecard(model, planner=planner, evals=evals, partner=partner, judge=judge, author=author, data=data,
+                          limit=limit, seed=seed, device=device, out=out, log=say))
 
 
 def export(run: Path, /, *, to: str, out: Path, arm: str = "", merge: bool = False, license: str = "") -> None:

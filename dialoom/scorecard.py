@@ -262,21 +262,25 @@ def measure(subjects: Sequence[Subject], setting: Setting, columns: Sequence[Col
     return Card(tuple(one.label for one in subjects), tuple(rows), missing)
 
 
-def run_scorecard(model: str, *, evals: Sequence[str] = (), partner: str = "pocket", judge: str = "", author: str = "",
-                  data: str = "", limit: int = ITEMS, seed: int = 1, device: str | Place = "auto",
-                  out: Path | None = None, log: Log = lambda line: None) -> str:
+def run_scorecard(model: str, *, planner: Path | None = None, evals: Sequence[str] = (), partner: str = "pocket",
+                  judge: str = "", author: str = "", data: str = "", limit: int = ITEMS, seed: int = 1,
+                  device: str | Place = "auto", out: Path | None = None, log: Log = lambda line: None) -> str:
     """Load the models of one card, measure it, write it to `out` (and its rows beside it) and give its text.
 
+    Args:
+        planner: folder of what steers the model.
     Raises: ConfigError: if an evaluation is not there, or `out` is a folder.
     """
+    from dialoom.evaluate import label_of, subject_of
+
     columns = columns_named(evals)
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: expected a file, found a folder")
-    subject = load_model(model, device=device)
-    base = subject if partner == model else in_role(load_model(partner, device=device), "partner")
+    subject = subject_of(model, planner, device)
+    base = subject if partner == model and planner is None else in_role(load_model(partner, device=device), "partner")
     rates = in_role(load_model(judge, device=device), "judge") if judge else None
     setting = Setting(base, rates, items=limit, author=author, trivia=data, seed=seed)
-    card = measure([Subject(model, subject, speaks_pocket(subject))], setting, columns, log)
+    card = measure([Subject(label_of(model, planner), subject, speaks_pocket(subject))], setting, columns, log)
     text = page(card, columns)
     if out is not None:
         write_whole(out, text)

@@ -66,6 +66,16 @@ def test_an_evaluation_steers_the_model_under_test(run, tmp_path, capsys):
     assert rows["steered"]["value"] < rows["plain"]["value"], "so long a prefix drowns the question"
 
 
+def test_a_card_of_a_planner_is_that_of_the_steered_model_and_its_partner_is_not_steered(run, tmp_path, capsys):
+    out = tmp_path / "card.md"
+    command = ["scorecard", "pocket", "--evals", "recall", "--limit", "12", "--out", str(out), "--planner", str(run)]
+    assert cli.main(command) == 0
+    [row] = json.loads(out.with_suffix(".json").read_text())
+    assert row["subject"] == "pocket+planner" and row["value"] < 0.5
+    assert cli.main([*command[:3], "author", "--author", "Alma", "--limit", "3", *command[-2:]]) == 0
+    assert "it is the base" not in capsys.readouterr().out, "the unsteered model is another one"
+
+
 def test_social_scenes_are_those_that_a_run_holds_out(run, tmp_path, capsys):
     out = tmp_path / "rows.json"
     command = ["eval", "social", "--limit", "4", "--max-new-tokens", "12", "--planner", str(run), "--out", str(out)]
