@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from dialoom.train.rows import Row, TrainableModel
 
 START = "start"  # in a training's folder: the weights it starts from, while the others read them
-GONE = ("onnection closed", "onnection reset", "Broken pipe", "remote process exited", "NCCL")  # as gloo and NCCL say
+GONE = ("onnection closed", "onnection was likely closed", "onnection reset", "Broken pipe", "remote process exited",
+        "NCCL")  # as gloo and NCCL say
 WAIT = timedelta(days=30)  # between two trainings lie hours of dialogues; who dies is noticed by the closed connection
 
 
@@ -55,7 +56,8 @@ def take_part(lead: Callable[[], None]) -> None:
 
     Raises: TrainingError: if another process is gone in the middle of a training, or before all is done.
     """
-    crew = _Crew()
+    with _all_there():  # one may be gone before all have met
+        crew = _Crew()
     if not crew.leads:
         with _all_there():
             crew.follow()
@@ -76,7 +78,8 @@ def _all_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as wrong:
-        if isinstance(wrong, DialoomError) or not any(sign in str(wrong) for sign in GONE):
+        unmet = isinstance(wrong, torch.distributed.DistNetworkError | torch.distributed.DistStoreError)
+        if isinstance(wrong, DialoomError) or not (unmet or any(sign in str(wrong) for sign in GONE)):
             raise
         raise TrainingError(f"another process is gone ({' '.join(str(wrong).split())[:160]}); see what it said; the "
                             "same command continues") from None
