@@ -16,19 +16,32 @@ from dialoom.evals.metrics import Row, over_seeds
 from dialoom.models.base import ChatModel
 from dialoom.models.load import load_folder, load_model
 from dialoom.models.steering import load_steered
+from dialoom.recipes.pocket_guard import load_guard
 from dialoom.scorecard import COLUMNS, Card, Setting, Subject, measure, table
 from dialoom.store import write_whole
 
-PLANNER = "dat-social/planner"
+PLANNER, GUARD = "dat-social/planner", "pocket-guard"
 TRAINED = {  # row: its place under a seed of the run's folder; the first part names the runs
     "pbt": "pbt/model", "pbt, accept only": "pbt/arms/accept_only-pocket",
     "pbt, resist only": "pbt/arms/resist_only-pocket", "aloe": "aloe/model", "ideas": "ideas/model",
-    "ditto": "ditto/authors/{author}/adapter", "dat": PLANNER}
+    "ditto": "ditto/authors/{author}/adapter", "dat": PLANNER, GUARD: GUARD,
+    "pocket-guard, hardened": "dat-redteam/harden/guard"}
 ABOUT = """\
 Each row is a model, all of them trained from the same `pocket`; each column is one figure of one evaluation, made
 for one of the methods and asked of all. The row `base` is the untrained model, `dat` the same under the planner trained
 on social scenes; the two one-sided rows of PBT show what its balance is for. The row `ditto` is another author for each
-seed, the one whose texts the column “win rate over base” is about. Arrows say which way is better."""
+seed, the one whose texts the column “win rate over base” is about. `pocket-guard` ships as the defender of red-team
+scenes; `hardened` is what `dialoom dat --scenes redteam --harden` made of it. Arrows say which way is better."""
+READ = """\
+- **Each method moves its own column, and mostly only that.** Facts stay known in all (recall), and nobody but ALOE adapts
+  to people, nobody but DITTO writes like the author, nobody but IDEAS answers conversations well.
+- **PBT's two halves show in misinformation too**: resist-only adopts next to nothing, accept-only nearly all; balanced, seeds
+  differ widely. Resisting alone costs giving in (flip-flop).
+- **Adapting costs a little backbone**: ALOE's model is some eight points worse at flip-flop than the base. A DITTO model is
+  as easy to flip as the base, no easier.
+- **A planner is for its scenes.** Before other questions DAT's planner does harm (chat, flip-flop, “are you sure?”): it chooses
+  manners of speech for social scenes. Unlike the others it can be taken off. Its column here is played against `base`, which hardly
+  minds tactics; against the partner it was trained for it gains much ([DAT](dat.md))."""
 
 
 def runs(recipe: str) -> Path:
@@ -57,6 +70,8 @@ def load(label: str, seed: int, base: ChatModel) -> ChatModel:
     """The model of a row."""
     if label == "base":
         return base
+    if TRAINED[label] == GUARD:
+        return load_guard("cpu")
     if TRAINED[label] == PLANNER:
         return load_steered("pocket", place(label, seed), device="cpu")
     return load_folder(place(label, seed), device="cpu", name=label)
@@ -88,7 +103,7 @@ def page(cards: Sequence[Card], seeds: int, items: int) -> tuple[str, list[dict[
     lines = ["# Every trained model by every evaluation", "",
              f"Made by `make results` (`python -m bench.cross`): the models of {seeds} seeds, {items or 'all'} items a "
              f"cell and seed; weights {hashes}.", "Intervals: 95 %, Student's t over seeds.", ABOUT, "",
-             table(Card(labels, tuple(summary), missing)), "## What the columns say", "",
+             table(Card(labels, tuple(summary), missing)), "## What it says", "", READ, "", "## What the columns say", "",
              *(f"- **{column.title}** (`{column.eval}`, `{column.metric}`): {column.about}" for column in COLUMNS)]
     if missing:
         lines += ["", "## Cells that make no sense", "",

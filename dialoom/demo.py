@@ -244,8 +244,8 @@ def trained(out: Path, parts: Sequence[Part]) -> Iterator[tuple[str, ChatModel]]
 
 def author_of(out: Path) -> str:
     """Whose texts the DITTO model on the table learned; "" where there is none."""
-    first = next(iter(sorted((out / "ditto" / "authors").glob("*/adapter"))), None)
-    return first.parent.name if first else ""
+    first = next(iter(sorted((out / "ditto" / "stages").glob("adapter-*.json"))), None)
+    return first.stem.removeprefix("adapter-") if first else ""
 
 
 def cross_table(out: Path, parts: Sequence[Part], seed: int, items: int, log: Log) -> Card:

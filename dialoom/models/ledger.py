@@ -388,7 +388,7 @@ def until_done(settings: Endpoints, *command: Any, log: Callable[[str], None], o
     finally:
         for line in ledger.told():
             log(line)
-        if out is not None:
+        if out is not None and out.name:  # "." is refused as a result's file, and has none beside it
             ledger.write(usage_beside(out))
 
 
