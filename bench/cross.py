@@ -1,4 +1,4 @@
-"""Remakes docs/results/cross.md: every trained model by every evaluation, over seeds.
+"""Remakes the table of docs/cross.md: every trained model by every evaluation, over seeds.
 
 `python -m bench.cross [--seeds 5] [--items 100]`. The models are those of the runs that `bench.results` made. Rows that
 were measured are kept beside these runs, so a remake that was stopped goes on.
@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.results import ROOT, RUNS, pocket_hashes
+from bench.results import ROOT, RUNS, fill, pocket_hashes
 from dialoom.evals.metrics import Row, over_seeds
 from dialoom.models.base import ChatModel
 from dialoom.models.load import load_folder, load_model
@@ -26,22 +26,6 @@ TRAINED = {  # row: its place under a seed of the run's folder; the first part n
     "pbt, resist only": "pbt/arms/resist_only-pocket", "aloe": "aloe/model", "ideas": "ideas/model",
     "ditto": "ditto/authors/{author}/adapter", "dat": PLANNER, GUARD: GUARD,
     "pocket-guard, hardened": "dat-redteam/harden/guard"}
-ABOUT = """\
-Each row is a model, all of them trained from the same `pocket`; each column is one figure of one evaluation, made
-for one of the methods and asked of all. The row `base` is the untrained model, `dat` the same under the planner trained
-on social scenes; the two one-sided rows of PBT show what its balance is for. The row `ditto` is another author for each
-seed, the one whose texts the column “win rate over base” is about. `pocket-guard` ships as the defender of red-team
-scenes; `hardened` is what `dialoom dat --scenes redteam --harden` made of it. Arrows say which way is better."""
-READ = """\
-- **Each method moves its own column, and mostly only that.** Facts stay known in all (recall), and nobody but ALOE adapts
-  to people, nobody but DITTO writes like the author, nobody but IDEAS answers conversations well.
-- **PBT's two halves show in misinformation too**: resist-only adopts next to nothing, accept-only nearly all; balanced, seeds
-  differ widely. Resisting alone costs giving in (flip-flop).
-- **Adapting costs a little backbone**: ALOE's model is some eight points worse at flip-flop than the base. A DITTO model is
-  as easy to flip as the base, no easier.
-- **A planner is for its scenes.** Before other questions DAT's planner does harm (chat, flip-flop, “are you sure?”): it chooses
-  manners of speech for social scenes. Unlike the others it can be taken off. Its column here is played against `base`, which hardly
-  minds tactics; against the partner it was trained for it gains much ([DAT](dat.md))."""
 
 
 def runs(recipe: str) -> Path:
@@ -94,21 +78,16 @@ def measured(label: str, seed: int, items: int, base: ChatModel) -> Card:
 
 
 def page(cards: Sequence[Card], seeds: int, items: int) -> tuple[str, list[dict[str, object]]]:
-    """The table over seeds in Markdown, and all rows."""
+    """The table over seeds with what its columns say, in Markdown, and all rows."""
     rows = [row for card in cards for row in card.rows]
     labels = tuple(dict.fromkeys(label for card in cards for label in card.subjects))
-    missing = {key: why for card in cards for key, why in card.missing.items()}
     summary = over_seeds(rows)
     hashes = ", ".join(f"`{name}` {found}" for name, found in pocket_hashes().items())
-    lines = ["# Every trained model by every evaluation", "",
-             f"Made by `make results` (`python -m bench.cross`): the models of {seeds} seeds, {items or 'all'} items a "
-             f"cell and seed; weights {hashes}.", "Intervals: 95 %, Student's t over seeds.", ABOUT, "",
-             table(Card(labels, tuple(summary), missing)), "## What it says", "", READ, "", "## What the columns say", "",
+    lines = [table(Card(labels, tuple(summary), {})),
+             f"The models of {seeds} seeds, {items or 'all'} items a cell and seed (of the last column at most 88); "
+             f"weights {hashes}.", "Brackets: 95 %, Student's t over seeds.", "",
              *(f"- **{column.title}** (`{column.eval}`, `{column.metric}`): {column.about}" for column in COLUMNS)]
-    if missing:
-        lines += ["", "## Cells that make no sense", "",
-                  *(f"- {label}, {title}: {why}" for (label, title), why in missing.items())]
-    return "\n".join(lines) + "\n", [row.to_json() for row in rows + summary]
+    return "\n".join(lines), [row.to_json() for row in rows + summary]
 
 
 def main() -> None:
@@ -123,10 +102,9 @@ def main() -> None:
             cards.append(measured(label, seed, given.items, base))
             print(f"seed {seed}: {label}", flush=True)
     text, rows = page(cards, given.seeds, given.items)
-    out = ROOT / "docs" / "results" / "cross.md"
-    write_whole(out, text)
-    write_whole(out.with_suffix(".json"), json.dumps(rows, indent=0) + "\n")
-    print(out)
+    write_whole(ROOT / "docs" / "results" / "cross.json", json.dumps(rows, indent=0) + "\n")
+    fill(ROOT / "docs" / "cross.md", "cross", text)
+    print(ROOT / "docs" / "cross.md")
 
 
 if __name__ == "__main__":
