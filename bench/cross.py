@@ -70,7 +70,7 @@ def measured(label: str, seed: int, items: int, base: ChatModel) -> Card:
             return Card((label,), tuple(Row(**row) for row in found["rows"]),
                         {(label, title): why for title, why in found["missing"].items()})
     setting = Setting(base, items=items, author=author(seed), seed=seed)
-    card = measure([Subject(label, load(label, seed, base))], setting)
+    card = measure([Subject(label, load(label, seed, base), guard=label.startswith(GUARD))], setting)
     missing = {title: why for (_, title), why in card.missing.items()}
     write_whole(kept, json.dumps({"columns": [column.title for column in COLUMNS], "missing": missing,
                                   "rows": [row.to_json() for row in card.rows]}, indent=1) + "\n")
