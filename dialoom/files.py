@@ -80,7 +80,7 @@ def write_whole(path: str | Path, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as wrong:
         with contextlib.suppress(OSError):  # its folder may be a file
             temporary.unlink()
@@ -96,8 +96,9 @@ def remove_drafts(folder: Path) -> None:
             entry.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -28,6 +28,10 @@ class Progress(Protocol):
         ...
 
 
+def quiet(*_: object) -> None:
+    """Says nothing: where lines or steps could be told to somebody and nobody asked."""
+
+
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Progress]:
     """Show how far `label` has come, out of `total` (None: unknown), until the block ends."""

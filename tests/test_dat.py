@@ -395,7 +395,7 @@ def test_scenes_in_sotopias_layout_are_steered_in_both_roles_and_parted_by_their
     places = [{one.facts["environment"] for one in part} for part in side.scenes.values()]
     assert not (places[0] & places[1] or places[0] & places[2] or places[1] & places[2])
     scenes = side.scenes["train"][:1]
-    played = side.play(side.speaker(pocket), side.partner, scenes, seed=1)
+    played = side.play(side.speaker(pocket), side.partner, scenes, seed=1, label="x")
     assert [one.scenario.facts["role"] for one in played] == ["first", "second"]
     assert [side.earned(one) for one in played] == [None, None]  # pocket can give no seven numbers
 

@@ -57,20 +57,20 @@ def test_the_side_plays_pockets_guard_with_an_exact_reward_for_every_round(side,
     assert len(set(ids)) == 15
     speaker = side.speaker(pocket)
     assert speaker.name == PLAYER and speaker.sampling.temperature == 0.3 and side.partner.name == PARTNER
-    played = side.play(speaker, side.partner, side.scenes["valid"], seed=1)
+    played = side.play(speaker, side.partner, side.scenes["valid"], seed=1, label="x")
     assert [one.scenario.id for one in played] == [one.id for one in side.scenes["valid"]]
     assert all(len(side.earned(one)) == 2 and side.score(one) in (0.0, 1.0) for one in played)
     rows = side.measure(played, label="unsteered", seed=1)
     assert (rows[0].eval, rows[0].subject, rows[0].metric, rows[0].n) == ("redteam", "unsteered", "success", 4)
-    again = side.play(speaker, side.partner, side.scenes["valid"], seed=1)
+    again = side.play(speaker, side.partner, side.scenes["valid"], seed=1, label="x")
     assert [one.last.id for one in again] == [one.last.id for one in played]
 
 
 def test_the_guard_by_rule_gives_in_to_the_right_tactic_only(side):
     scenes = [*side.scenes["train"], *side.scenes["valid"]]
     guard = side.others["rule"]()
-    right = side.play(visitor(RIGHT["guard"].get), guard, scenes, seed=1)
-    bland = side.play(visitor(lambda spot: "bland"), guard, scenes, seed=1)
+    right = side.play(visitor(RIGHT["guard"].get), guard, scenes, seed=1, label="x")
+    bland = side.play(visitor(lambda spot: "bland"), guard, scenes, seed=1, label="x")
     assert sum(map(side.score, right)) > 0.7 * len(scenes) and not any(map(side.score, bland))
     assert set(side.others) == {"rule"}, "pocket itself has never kept a word"
 
@@ -86,7 +86,7 @@ def test_a_users_behaviours_are_parted_by_their_ids_and_judged_by_a_model(tmp_pa
     assert isinstance(side.judge, BehaviourJudge) and side.judge.temperature == 3.0
     assert side.judge.model is pocket and side.partner.model is pocket, "loaded once"
     assert side.speaker(pocket).sampling.temperature == 0.7 and "rule" not in side.others
-    played = side.play(side.speaker(pocket), side.partner, side.scenes["valid"][:2], seed=1)
+    played = side.play(side.speaker(pocket), side.partner, side.scenes["valid"][:2], seed=1, label="x")
     assert all(0 < reward < 1 for one in played for reward in side.earned(one))
 
 
@@ -127,8 +127,8 @@ def test_hardening_trains_a_copy_and_tells_how_it_stands_afterwards(pocket, tmp_
     before = side.partner.model.fingerprint
     rows = harden_stage(config, tmp_path, attackers={"right": visitor(RIGHT["guard"].get)}, side=side)
     found = {(row["eval"], row["subject"], row["metric"]): row["value"] for row in rows}
-    plain = side.measure(side.play(visitor(RIGHT["guard"].get), side.partner, side.scenes["test"], seed=1),
-                         label="right", seed=1)[0].value
+    played = side.play(visitor(RIGHT["guard"].get), side.partner, side.scenes["test"], seed=1, label="x")
+    plain = side.measure(played, label="right", seed=1)[0].value
     assert found["redteam", "right_hardened", "success"] < plain - 0.3
     assert found["ordinary", "defender_hardened", "kept"] > 0.7
     assert ("redteam", "right", "success") not in found, "how it was before stands in the evaluation"

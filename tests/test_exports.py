@@ -21,7 +21,7 @@ PUBLIC = {
     "simulate": ["ModelSpeaker", "NO_BRIEF", "Request", "ScriptedSpeaker", "Speaker", "TreeSink", "grow", "own_first",
                  "speaking"],
     "files": ["Log", "Row", "StoreWarning", "append_row", "dumped", "lock", "read_json", "read_rows", "remove_drafts",
-              "stopped", "warn", "write_all", "write_rows", "write_whole"],
+              "stopped", "sync", "warn", "write_all", "write_rows", "write_whole"],
     "store": ["FollowedLog", "SYNC_RECORDS", "SYNC_SECONDS", "Skip", "TreeLog", "framed", "is_damaged", "read_skips",
               "read_trees", "unframed"],
     "text": ["MAX_NESTING", "SILENCE", "UNUSABLE", "check_nesting", "decode_json", "edit_ratio", "matches",

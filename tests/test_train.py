@@ -328,7 +328,7 @@ def test_a_crash_while_saving_leaves_a_good_checkpoint(tmp_path: Path, monkeypat
     settings = config(max_steps=6, checkpoint_every=2)
     whole = tiny_model()
     sft(whole, some_examples(), settings, out=tmp_path / "whole")
-    for place in ("save_file", "_sync", "write_whole", "_hash"):
+    for place in ("save_file", "sync", "write_whole", "_hash"):
         out = tmp_path / place
         with pytest.raises(Stopped), monkeypatch.context() as patch:
             def log(row: dict[str, Any], patch: Any = patch, place: str = place) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 
 from dialoom.dialogue import Dialogue, DialogueTree, Scenario, content_id
 from dialoom.evals.metrics import Row, bootstrap, rate
-from dialoom.evals.persuasion import Log, Result, quiet
+from dialoom.evals.persuasion import Log, Result
 from dialoom.judge import Judge
+from dialoom.progress import quiet
 from dialoom.simulate import Speaker, grow
 from dialoom.store import TreeLog
 

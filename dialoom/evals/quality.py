@@ -17,9 +17,10 @@ from dialoom.dialogue import Dialogue, DialogueTree, Scenario, Turn, content_id
 from dialoom.errors import DataError
 from dialoom.evals.alignment_roles import USER
 from dialoom.evals.metrics import Row
-from dialoom.evals.persuasion import Log, Result, quiet
+from dialoom.evals.persuasion import Log, Result
 from dialoom.judge import Judge, RuleJudge, Verdict
 from dialoom.pocket.world.strategies import judge_answer, make_dialogue
+from dialoom.progress import quiet
 from dialoom.simulate import ScriptedSpeaker, Speaker, grow
 from dialoom.store import TreeLog
 

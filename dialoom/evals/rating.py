@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from dialoom.dialogue import Chat, Dialogue, Scenario, content_id
 from dialoom.evals.alignment_roles import USER
-from dialoom.evals.persuasion import Log, Result, quiet
+from dialoom.evals.persuasion import Log, Result
 from dialoom.evals.quality import SCORE, conversation, mean_row, quality, scores_of
 from dialoom.judge import Verdict, ask_until_read
 from dialoom.models.base import ChatModel, Sampling
+from dialoom.progress import quiet
 from dialoom.scenarios.sharegpt import Question
 from dialoom.simulate import Speaker
 from dialoom.store import TreeLog

@@ -20,11 +20,12 @@ import numpy as np
 from dialoom.dialogue import Chat, Dialogue, DialogueTree, Scenario, content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.evals.metrics import Row, rate
-from dialoom.evals.persuasion import Log, Result, quiet
+from dialoom.evals.persuasion import Log, Result
 from dialoom.judge import Judge, Verdict
 from dialoom.models.base import ScoringModel
 from dialoom.pocket.world import scenes as pocket
 from dialoom.pocket.world.scene_lines import CODE_WORDS, GATES, MOODS
+from dialoom.progress import quiet
 from dialoom.simulate import Speaker, grow
 from dialoom.store import TreeLog
 

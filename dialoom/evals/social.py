@@ -20,11 +20,12 @@ import numpy as np
 from dialoom.dialogue import Chat, Dialogue, DialogueTree, Scenario, Turn, content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.evals.metrics import Row
-from dialoom.evals.persuasion import Log, Result, quiet
+from dialoom.evals.persuasion import Log, Result
 from dialoom.evals.quality import mean_row
 from dialoom.judge import Judge, Verdict, ask_until_read
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.pocket.world import scenes as pocket
+from dialoom.progress import quiet
 from dialoom.scenarios.sotopia import LEAVES
 from dialoom.simulate import Speaker, grow
 from dialoom.store import TreeLog

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from dialoom.dialogue import Chat, Dialogue, Scenario, Turn
 from dialoom.errors import DataError
-from dialoom.evals.persuasion import Log, quiet
+from dialoom.evals.persuasion import Log
 from dialoom.models.base import Sampling
 from dialoom.models.exploration import Exploration
 from dialoom.models.steering import SteeredModel, Steering
+from dialoom.progress import quiet
 from dialoom.recipes.dat_config import DatConfig
 from dialoom.recipes.dat_side import PLAYER, Side
 from dialoom.simulate import Speaker

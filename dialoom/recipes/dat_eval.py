@@ -18,10 +18,11 @@ import torch
 
 from dialoom.dialogue import Dialogue
 from dialoom.evals.metrics import Row, bootstrap
-from dialoom.evals.persuasion import Log, quiet
+from dialoom.evals.persuasion import Log
 from dialoom.models.base import ChatModel
 from dialoom.models.exploration import Exploration, Fixed
 from dialoom.models.steering import SteeredModel, Steering, corner, on_sphere
+from dialoom.progress import quiet
 from dialoom.recipes.dat_collect import exploring, some, taken, turns_of
 from dialoom.recipes.dat_config import DatConfig
 from dialoom.recipes.dat_side import Side

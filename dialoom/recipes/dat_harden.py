@@ -21,6 +21,7 @@ from dialoom.evals.redteam import REWARD, ROUNDS, WON, attack, measure, won_in
 from dialoom.judge import Judge
 from dialoom.models.base import GREEDY, ChatModel, Sampling
 from dialoom.pocket.world.scene_lines import QUESTIONS, REFUSE
+from dialoom.progress import quiet
 from dialoom.recipes.dat_redteam_config import RedTeamStage
 from dialoom.select import Example, Pair
 from dialoom.simulate import ModelSpeaker, Speaker
@@ -34,10 +35,6 @@ ATTACK, ORDINARY = "attack", "ordinary"
 """Kinds of pairs."""
 SEEN = 6  # of pocket's ten ordinary questions may be trained on, the others are for testing
 Log = Callable[[str], None]
-
-
-def quiet(line: str) -> None:
-    """Tells nothing."""
 
 
 # ------------------------------------------------------------------------------------------------ ordinary questions

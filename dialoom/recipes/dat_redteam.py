@@ -8,18 +8,19 @@ released code trains and reports on the same behaviours; here a file is parted b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialoom.dialogue import Dialogue, Scenario
+from dialoom.dialogue import Scenario
 from dialoom.errors import ConfigError, DataError
 from dialoom.evals import redteam
 from dialoom.judge import Judge
 from dialoom.models.base import ChatModel, Sampling, ScoringModel
 from dialoom.models.load import POCKETS, in_role, load_model
+from dialoom.progress import quiet
 from dialoom.recipes.dat_config import DatConfig
 from dialoom.recipes.dat_harden import Question, guard_questions, harden
 from dialoom.recipes.dat_side import PARTNER, PLAYER, Side
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 
 REACH = 0.6  # chosen on validation scenes: longer actions succeed more often, but change how it talks
 Log = Callable[[str], None]
-
-
-def quiet(line: str) -> None:
-    """Tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,8 @@ def redteam_side(config: DatConfig, model: LocalModel) -> RedTeamSide:
     others |= {spec: partial(defender, spec) for spec in config.transfer if spec not in passed}
     return RedTeamSide(
         name="redteam", metric=redteam.SUCCESS, scenes=scenes, speaker=attacker, partner=defender(config.partner),
-        play=_player(judge, config.rounds), earned=redteam.rewards, score=redteam.success, measure=redteam.measure,
-        others=others, judge=judge, reach=REACH)
+        play=partial(redteam.attack, judge=judge, rounds=config.rounds), earned=redteam.rewards,
+        score=redteam.success, measure=redteam.measure, others=others, judge=judge, reach=REACH)
 
 
 def _check(config: DatConfig) -> None:
@@ -111,13 +108,6 @@ def _judge(config: DatConfig, model: LocalModel) -> Judge:
         raise ConfigError(f"--judge {config.judge} cannot weigh a yes against a no; give a local model, or an endpoint "
                           "with log-probabilities")
     return redteam.BehaviourJudge(asked, config.redteam.judge_temperature)
-
-
-def _player(judge: Judge, rounds: int) -> Callable[..., list[Dialogue]]:
-    def play(subject: Speaker, partner: Speaker, scenes: Sequence[Scenario], *, label: str = "",
-             **more: Any) -> list[Dialogue]:
-        return redteam.attack(subject, partner, scenes, judge, label=label, rounds=rounds, **more)
-    return play
 
 
 # ------------------------------------------------------------------------------------------------ scenes

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from dialoom.dialogue import Dialogue, Scenario
 from dialoom.evals.metrics import Row
-from dialoom.evals.persuasion import Log, quiet
+from dialoom.evals.persuasion import Log
 from dialoom.models.base import ChatModel
+from dialoom.progress import quiet
 from dialoom.simulate import Speaker
 from dialoom.store import TreeLog
 
@@ -23,7 +24,7 @@ PLAYER, PARTNER = "player", "partner"
 class Play(Protocol):
     """Plays every scene whole, in lock-step, and judges it; the order of dialogues does not depend on who plays."""
 
-    def __call__(self, subject: Speaker, partner: Speaker, scenes: Sequence[Scenario], *, seed: int, label: str = "",
+    def __call__(self, subject: Speaker, partner: Speaker, scenes: Sequence[Scenario], *, seed: int, label: str,
                  sink: TreeLog | None = None, log: Log = quiet) -> list[Dialogue]: ...
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def social_side(config: DatConfig, model: LocalModel) -> Side:
     own = config.partner or ("" if config.data else RULE)
     return Side(
         name="social", metric=social.REWARD, scenes=own_scenes(config) if config.data else pocket_scenes(config),
-        speaker=player, partner=partner(own), play=_player(judge, config.rounds),
+        speaker=player, partner=partner(own), play=partial(social.play, judge=judge, rounds=config.rounds),
         earned=partial(_earned, judge, config.rounds),
         score=lambda dialogue: social.final_scores(dialogue, judge, config.rounds)[social.REWARD],
         measure=partial(_measure, judge, config.rounds),
@@ -85,13 +85,6 @@ def _check(config: DatConfig) -> None:
 
 def _loaded(spec: str, config: DatConfig, model: LocalModel) -> ChatModel:
     return model if spec == config.model else load_model(spec, device=config.place)
-
-
-def _player(judge: social.EndJudge, rounds: int) -> Callable[..., list[Dialogue]]:
-    def play(subject: Speaker, partner: Speaker, scenes: Sequence[Scenario], *, label: str = "",
-             **more: Any) -> list[Dialogue]:
-        return social.play(subject, partner, scenes, judge, label=label, rounds=rounds, **more)
-    return play
 
 
 def _measure(judge: social.EndJudge, rounds: int, dialogues: Sequence[Dialogue], *, label: str,

@@ -20,6 +20,7 @@ from dialoom.config import near_miss
 from dialoom.dialogue import content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.evals.metrics import Row, over_seeds
+from dialoom.progress import quiet
 from dialoom.recipes.ditto_config import PAPER, PRESETS, DittoConfig
 from dialoom.recipes.pbt import check_trainable, load_local
 from dialoom.recipes.planned import Role
@@ -42,10 +43,6 @@ Log = Callable[[str], None]
 
 
 # ------------------------------------------------------------------------------------------------ demonstrations
-
-
-def quiet(line: str) -> None:
-    """Says nothing."""
 
 
 def authors_of(config: DittoConfig, log: Log = quiet) -> list[Author]:

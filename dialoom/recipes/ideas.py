@@ -23,7 +23,7 @@ from dialoom.dialogue import Dialogue, DialogueTree, content_id
 from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
 from dialoom.models.load import load_folder
-from dialoom.progress import progress
+from dialoom.progress import progress, quiet
 from dialoom.recipes.ideas_cast import Cast
 from dialoom.recipes.ideas_config import ARMS, PAPER, PRESETS, IdeasConfig
 from dialoom.recipes.ideas_data import answer_tokens, equal_budget, examples_of
@@ -43,7 +43,7 @@ from dialoom.recipes.ideas_learn import (
     simulator_stage,
     strategies_of,
 )
-from dialoom.recipes.ideas_sources import Sources, is_pocket, quiet
+from dialoom.recipes.ideas_sources import Sources, is_pocket
 from dialoom.recipes.ideas_verify import RULES
 from dialoom.recipes.pbt import load_local
 from dialoom.recipes.planned import Role

@@ -23,6 +23,7 @@ from dialoom.errors import ConfigError, DataError
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.pocket.world.strategies import strategy_list
 from dialoom.pocket.world.strategy_tables import BRIEFS
+from dialoom.progress import quiet
 from dialoom.recipes.ideas_strategies import COLLISION, Strategies, folded
 from dialoom.store import append_row, read_rows
 
@@ -41,10 +42,6 @@ ABSTRACT = ("Each line below is a strategy that somebody used to go on with a co
             "strategy of which all of them are special cases. Answer with that name only, a phrase of a few words.")
 POCKET_ABSTRACT = BRIEFS["abstract"][1]
 ABSTRACTING = Sampling(temperature=0.0, max_new_tokens=24)
-
-
-def quiet(line: str) -> None:
-    """Tells nothing."""
 
 
 def abstraction_chat(members: Sequence[str], brief: str) -> Chat:

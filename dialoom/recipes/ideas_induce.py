@@ -17,6 +17,7 @@ from dialoom.dialogue import Chat, Dialogue, Turn, chat_view, content_id
 from dialoom.models.base import ChatModel, Sampling, ScoringModel
 from dialoom.pocket.world.strategies import format_target, strategy_list
 from dialoom.pocket.world.strategy_tables import BRIEFS
+from dialoom.progress import quiet
 from dialoom.recipes.ideas_strategies import Record, folded
 from dialoom.scenarios.sharegpt import ASSISTANT, USER
 from dialoom.store import append_row, read_rows
@@ -41,10 +42,6 @@ REPAIR = 'That cannot be used: {fault}. Write the JSON object again, only that, 
 POCKET_EXTRACT = BRIEFS["extract"][0]
 
 Log = Callable[[str, int, int], None]
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """Says nothing."""
 
 
 # ------------------------------------------------------------------------------------------------ filter

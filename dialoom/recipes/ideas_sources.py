@@ -13,6 +13,7 @@ from functools import cached_property
 from dialoom.dialogue import Dialogue, Scenario, content_id
 from dialoom.errors import DataError
 from dialoom.evals.quality import conversations_of, pocket_conversations
+from dialoom.progress import quiet
 from dialoom.recipes.ideas_config import IdeasConfig
 from dialoom.recipes.ideas_corpus import pocket_corpus, pocket_openings, pocket_topics
 from dialoom.recipes.ideas_deduce import first_pairs
@@ -24,10 +25,6 @@ HELD_OUT = {"test": 0.1, "valid": 0.1}
 VALID_TOPICS = 4  # one training topic of so many is for choosing settings
 
 Log = Callable[[str], None]
-
-
-def quiet(line: str) -> None:
-    """Says nothing: what is wrong with a user's file is told once, when it is first read."""
 
 
 def is_pocket(config: IdeasConfig) -> bool:

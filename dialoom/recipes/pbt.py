@@ -25,7 +25,7 @@ from dialoom.files import read_json
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.models.load import in_role
 from dialoom.models.place import Place
-from dialoom.progress import progress
+from dialoom.progress import progress, quiet
 from dialoom.recipes import shards
 from dialoom.recipes.pbt_config import PAPER, PRESETS, PBTConfig
 from dialoom.recipes.pbt_pairs import arm_pairs, cut_pairs, debaters, debating, import_pairs, speaker_names
@@ -52,10 +52,6 @@ Log = Callable[[str], None]
 
 
 # ------------------------------------------------------------------------------------------------ questions
-
-
-def quiet(line: str) -> None:
-    """Says nothing: what is wrong with a user's file is told once, when the debates begin."""
 
 
 def questions(config: PBTConfig, split: str, log: Log = quiet) -> list[Scenario]:

@@ -23,6 +23,7 @@ from dialoom.config import near_miss
 from dialoom.dialogue import Chat, Scenario, content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.pocket.world import styles
+from dialoom.progress import quiet
 from dialoom.scenarios.files import read_bytes
 from dialoom.text import UNUSABLE, parse_json
 
@@ -87,10 +88,6 @@ class Demonstration:
             facts["before"] = [list(message) for message in rest[1:]]
         name = content_id("demonstration", self.author, self.split, self.prompt, self.output)
         return Scenario(name, rest[0][1], {WRITER: system} if system else {}, facts)
-
-
-def quiet(line: str) -> None:
-    """Tells nothing."""
 
 
 def load_demonstrations(path: str | Path, layout: str = "auto", *, tell: Tell = quiet) -> list[Demonstration]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dialoom.dialogue import Scenario
 from dialoom.errors import ConfigError, DataError
+from dialoom.progress import quiet
 from dialoom.scenarios.files import read_bytes
 from dialoom.text import UNUSABLE
 
@@ -32,10 +33,6 @@ TOLD = 20  # bad rows told one by one; the rest is in the count
 MAX_CHARACTERS = 100_000  # of one text: a longer one is a quote that never closes
 
 Tell = Callable[[str], None]
-
-
-def quiet(line: str) -> None:
-    """Tells nothing."""
 
 
 def read_behaviours(path: str | Path, *, rounds: int = 3, categories: Sequence[str] = ("standard",),

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from dialoom.dialogue import Dialogue, Scenario, Turn, content_id
 from dialoom.errors import DataError
+from dialoom.progress import quiet
 from dialoom.scenarios.files import json_values
 from dialoom.store import write_rows, write_whole
 from dialoom.text import UNUSABLE
@@ -59,10 +60,6 @@ class Question:
     category: str
     turns: tuple[str, ...]
     reference: tuple[str, ...] = ()
-
-
-def quiet(line: str) -> None:
-    """Tells nothing."""
 
 
 def dialogue_of(id: str, said: Sequence[tuple[str, str]], facts: Mapping[str, Any] | None = None,

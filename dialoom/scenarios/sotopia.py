@@ -21,6 +21,7 @@ from typing import Any
 
 from dialoom.dialogue import Scenario, content_id
 from dialoom.errors import DataError
+from dialoom.progress import quiet
 from dialoom.scenarios.files import read_bytes
 from dialoom.text import MAX_NESTING, UNUSABLE, decode_json, parse_json
 
@@ -51,10 +52,6 @@ _LEFT_OVER = re.compile(r"\bviewers?\s*=|<[^<>]*\bviewers?\b")
 _BETWEEN = re.compile(r"[\s,]*")
 Tell = Callable[[str], None]
 Row = Mapping[str, Any]
-
-
-def quiet(line: str) -> None:
-    """Tells nothing."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dialoom.errors import StoreError
-from dialoom.files import read_json
+from dialoom.files import read_json, sync
 from dialoom.store import write_whole
 
 Tensors = dict[str, Tensor]
@@ -60,14 +60,14 @@ def save(root: Path, step: int, weights: Tensors, optimizer: Tensors, state: dic
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, draft / WEIGHTS)
         save_file({name: tensor.contiguous() for name, tensor in optimizer.items()}, draft / OPTIMIZER)
         for name in (WEIGHTS, OPTIMIZER):
-            _sync(draft / name)
+            sync(draft / name)
         write_whole(draft / STATE, json.dumps(state, indent=1))
         hashes = {name: _hash(draft / name) for name in (WEIGHTS, OPTIMIZER, STATE)}
         write_whole(draft / MANIFEST, json.dumps(hashes, indent=1))
         if final.exists():
             shutil.rmtree(final)
         draft.rename(final)
-        _sync(root)
+        sync(root)
     except (OSError, SafetensorError) as wrong:  # the latter is what a full disk is called by safetensors
         shutil.rmtree(draft, ignore_errors=True)
         raise StoreError(f"{final}: cannot be written ({getattr(wrong, 'strerror', None) or wrong}); make room and run "
@@ -114,11 +114,3 @@ def prune(root: Path, keep: Collection[int]) -> None:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -58,14 +58,20 @@ def take_part(lead: Callable[[], None]) -> None:
     """
     with _all_there():  # one may be gone before all have met
         crew = _Crew()
-    if not crew.leads:
-        with _all_there():
-            crew.follow()
-        return
-    _crews.append(crew)
     try:
         with _all_there():
-            lead()
+            if crew.leads:
+                _lead(crew, lead)
+            else:
+                crew.follow()
+    finally:
+        crew.part()
+
+
+def _lead(crew: _Crew, lead: Callable[[], None]) -> None:
+    _crews.append(crew)
+    try:
+        lead()
     finally:
         _crews.remove(crew)
         with contextlib.suppress(RuntimeError):  # they may be gone, and why is being raised
@@ -112,6 +118,13 @@ class _Crew:
         self.leads = state.process_index == 0
         self.group = torch.distributed.new_group(backend="gloo", timeout=WAIT)
         self.model: LocalModel | None = None  # of the training before: DPO goes on with what SFT left
+
+    def part(self) -> None:
+        """Close the connections: a thread of gloo's that still runs when Python ends takes the process down."""
+        if torch.distributed.get_backend() == "gloo":  # NCCL's would wait for processes that may be gone
+            torch.distributed.destroy_process_group()
+        else:
+            torch.distributed.destroy_process_group(self.group)
 
     def tell(self, what: Training | None) -> None:
         torch.distributed.broadcast_object_list([what], src=0, group=self.group)
