@@ -11,11 +11,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dialoom.errors import DialoomError
 from dialoom.progress import duration
@@ -112,7 +112,7 @@ def log_of(folder: Path) -> Path:
 
 def demo(out: Path, *, seed: int = 1, jobs: int = 0, parts: Sequence[Part] = PARTS, items: int = ITEMS,
          log: Log = print) -> None:
-    """Run all parts, then write `summary.md` and `results.json` into `out` and print the summary.
+    """Run all parts, then write `summary.md`, `summary.html` and `cross.json` into `out` and print the summary.
 
     Args:
         jobs: how many at a time; 0: two where there are two processors.
@@ -133,10 +133,11 @@ def demo(out: Path, *, seed: int = 1, jobs: int = 0, parts: Sequence[Part] = PAR
     from dialoom.store import write_whole
 
     write_whole(out / "summary.md", text)
+    write_whole(out / "summary.html", summary_html(out, parts, card))
     write_whole(out / "cross.json", json.dumps([row.to_json() for row in card.rows], indent=1) + "\n")
     log(text)
-    log(f"done in {duration(time.monotonic() - began)}; {out}/summary.md, and a page for each recipe: "
-        + ", ".join(f"{out}/{part.name}/report.html" for part in parts))
+    log(f"done in {duration(time.monotonic() - began)}; the same to look at, and from there each recipe's dialogues: "
+        f"{out}/summary.html")
 
 
 def run_parts(out: Path, parts: Sequence[Part], seed: int, jobs: int, log: Log) -> list[Part]:
@@ -262,17 +263,35 @@ def cross_table(out: Path, parts: Sequence[Part], seed: int, items: int, log: Lo
 
 def summary(out: Path, parts: Sequence[Part], card: Card) -> str:
     """Each method against its baselines, and the cross table, in Markdown."""
-    from dialoom.report.read import read_results
     from dialoom.report.table import results_table
     from dialoom.scorecard import COLUMNS, table
 
-    lines = ["# Five papers on a pocket model", ""] if len({part.recipe for part in parts}) == 5 else [
-        "# The demonstration", ""]
+    lines = [f"# {_title(parts)}", ""]
     for part in parts:
-        rows = read_results(out / part.name / "results.json")
-        kept = [row for row in rows if (row["eval"], row["metric"]) in part.headlines]
-        lines += [f"## {part.title}", "", results_table(kept), ""]
+        lines += [f"## {part.title}", "", results_table(headline_rows(out, part)), ""]
     lines += ["## Every model by every evaluation", "", table(card), "",
               "Rows are models, columns evaluations with their 95 % intervals over items; arrows say which way is "
               "better. " + "; ".join(f"{column.title}: {column.about}" for column in COLUMNS) + "."]
     return "\n".join(lines) + "\n"
+
+
+def summary_html(out: Path, parts: Sequence[Part], card: Card) -> str:
+    """The same as one page, with a way to the page of each part."""
+    from dialoom.report.summary import Found, summary_page
+    from dialoom.report.table import grids
+    from dialoom.scorecard import matrix
+
+    found = [Found(part.title, grids(headline_rows(out, part)), f"{part.name}/report.html") for part in parts]
+    return summary_page(_title(parts), found, matrix(card))
+
+
+def headline_rows(out: Path, part: Part) -> list[Mapping[str, Any]]:
+    """What the summary tells of a part's results."""
+    from dialoom.report.read import read_results
+
+    rows = read_results(out / part.name / "results.json")
+    return [row for row in rows if (row["eval"], row["metric"]) in part.headlines]
+
+
+def _title(parts: Sequence[Part]) -> str:
+    return "Five papers on a pocket model" if len({part.recipe for part in parts}) == 5 else "The demonstration"

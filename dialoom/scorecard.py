@@ -23,6 +23,7 @@ from dialoom.models.load import WEIGHTS, in_role, load_model
 from dialoom.models.place import Place
 from dialoom.progress import progress
 from dialoom.report.safe import visible
+from dialoom.report.summary import Matrix, Square
 from dialoom.simulate import ModelSpeaker, ScriptedSpeaker, speaking
 from dialoom.store import write_whole
 
@@ -317,6 +318,24 @@ def table(card: Card, columns: Sequence[Column] = COLUMNS) -> str:
     for subject in card.subjects:
         lines.append([visible(subject).replace("|", "\\|"), *(_text(card.cell(subject, one)) for one in columns)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def matrix(card: Card, columns: Sequence[Column] = COLUMNS) -> Matrix:
+    """The same table for a page, with how a cell stands to the first subject's where their intervals lie apart."""
+    rows = []
+    for subject in card.subjects:
+        cells = [(card.cell(subject, one), card.cell(card.subjects[0], one), one.best) for one in columns]
+        rows.append((subject, [Square(_text(row), _tone(row, first, best)) for row, first, best in cells]))
+    return Matrix([(f"{column.title} {ARROWS[column.best]}", column.about) for column in columns], rows)
+
+
+def _tone(row: Row | None, first: Row | None, best: str) -> str:
+    if row is None or first is None or not all(map(math.isfinite, (row.low, row.high, first.low, first.high))):
+        return ""
+    if not (row.low > first.high or row.high < first.low):
+        return ""
+    gain = {"high": row.value - first.value, "low": first.value - row.value, "zero": abs(first.value) - abs(row.value)}
+    return "better" if gain[best] > 0 else "worse"
 
 
 def page(card: Card, columns: Sequence[Column] = COLUMNS) -> str:

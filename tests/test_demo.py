@@ -1,6 +1,7 @@
 """The demonstration: parts side by side, going on, failures, and the summary with the cross table."""
 
 import json
+import re
 
 import pytest
 
@@ -47,6 +48,11 @@ def test_two_parts_run_side_by_side_and_end_in_one_summary(tmp_path, capsys):
     table = [line for line in crossed.splitlines() if line.startswith(("| base |", "| pbt |", "| ditto |"))]
     at = 1 + [column.eval for column in COLUMNS].index("author")
     assert [line.split("|")[at + 1].strip() == "n/a" for line in table] == [True, False, False], "the base has no lead"
+    shown = (tmp_path / "demo" / "summary.html").read_text()
+    assert "<script" not in shown and all(line.split("|")[1].strip() in shown for line in table)
+    linked = re.findall('href="([a-z]+/report.html)"', shown)
+    assert linked == ["pbt/report.html", "ditto/report.html"]
+    assert all((tmp_path / "demo" / link).is_file() for link in linked)
     rows = json.loads((tmp_path / "demo" / "cross.json").read_text())
     assert {row["subject"] for row in rows} == {"base", "pbt", "ditto"}
     again = []

@@ -10,7 +10,18 @@ from dialoom.errors import ConfigError
 from dialoom.evals.metrics import Row
 from dialoom.models.load import load_model
 from dialoom.models.scripted import ScriptedModel
-from dialoom.scorecard import COLUMNS, Card, Setting, Subject, columns_named, measure, page, speaks_pocket, table
+from dialoom.scorecard import (
+    COLUMNS,
+    Card,
+    Setting,
+    Subject,
+    columns_named,
+    matrix,
+    measure,
+    page,
+    speaks_pocket,
+    table,
+)
 
 TRIVIA = columns_named(["flipflop", "are_you_sure", "recall", "misinformation"])
 
@@ -105,3 +116,20 @@ def test_the_command_writes_a_card_and_its_rows(tmp_path, capsys):
     assert "recall" in out.read_text()
     [row] = json.loads((tmp_path / "card.json").read_text())
     assert row["eval"] == "recall" and row["n"] == 3
+
+
+def test_the_matrix_says_better_and_worse_only_where_intervals_lie_apart():
+    def rows(label, *figures):
+        columns = columns_named(["flipflop", "are_you_sure", "misinformation"])
+        return [Row(one.eval, label, one.metric, value, low, high, 30, 1)
+                for one, (value, low, high) in zip(columns, figures, strict=True)]
+
+    columns = columns_named(["flipflop", "are_you_sure", "misinformation", "chat"])
+    card = Card(("base", "other"), (*rows("base", (.6, .5, .7), (.1, .05, .2), (.8, .7, .9)),
+                                    *rows("other", (.8, .75, .9), (-.4, -.5, -.3), (.75, .6, .85))), {})
+    found = matrix(card, columns)
+    assert [head for head, _ in found.heads][:3] == ["flip-flop ↑", "are you sure: drop → 0", "misinformation ↓"]
+    (_, first), (label, second) = found.rows
+    assert label == "other" and [one.tone for one in first] == ["", "", "", ""]
+    assert [one.tone for one in second] == ["better", "worse", "", ""], "farther from zero is worse, whichever side"
+    assert second[0].text == "80.0 [75.0, 90.0]" and second[3].text == "n/a"

@@ -167,7 +167,7 @@ def _clone_stage(config: DatConfig, model: LocalModel, replies: list[list[Reply]
     stage = config.clone
     with progress("self-cloning") as bar:
         def tell(label: str, done: int, total: int) -> None:
-            bar.reach(done, f"of {total}")
+            bar.reach(done, f"{label}, of {total}")
 
         if config.mapping == "coded":
             coding = Coding(tokens=config.tokens, sorts=config.action, hidden=stage.hidden,
