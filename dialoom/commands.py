@@ -234,14 +234,14 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 1, jobs: int = 0) -> None
 def scorecard(model: str, /, *, planner: Path | None = None, evals: Several = (), partner: str = "pocket",
               judge: str = "", author: str = "", data: str = "", limit: int = 30, seed: int = 1,
               device: Where = ANYWHERE, budget: float = 0, prices: Several = (), out: Path | None = None) -> None:
-    """Run every evaluation on one model or endpoint and print a card of its figures with their intervals.
+    """Run every evaluation that needs no file of yours on one model or endpoint; print a card with intervals.
 
     Args:
         model: pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model> or run:<folder>.
         planner: the folder of a `dialoom dat` run (or of its planner) that steers the model.
         evals: only these: flipflop, are_you_sure, recall, misinformation, alignment, author, chat, social,
-            redteam (as the guard).
-        partner: who stands opposite in scenes, and whom the win rate is over.
+            redteam (as the guard), team, attack (as the visitor).
+        partner: who stands opposite in scenes and debates, and whom the win rate is over.
         judge: a model that rates replies. Without it pocket's exact judges, which read pocket's words only.
         author: one of pocket's authors; how much more its texts are like theirs than the partner's.
         data: your own questions for the first four: TriviaQA JSON or JSONL, or CSV with question,answer.

@@ -23,13 +23,13 @@ from dialoom.progress import duration
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dialoom.models.base import ChatModel
-    from dialoom.scorecard import Card
+    from dialoom.scorecard import Card, Subject
 
 Log = Callable[[str], None]
 POLL = 1.0  # seconds between two looks at the folders
 ITEMS = 30  # of each cell of the cross table
 LINE = 20.0  # seconds between two plain lines
+TABLE = 0.6  # minutes that the cross table takes
 FEWER = ("--test-scenes", "100", "--constant-scenes", "30")  # of DAT's: what is learned stays as it is
 
 
@@ -43,7 +43,6 @@ class Part:
         stages: how many stage markers a finished run has.
         minutes: how long it takes on one core of the machine the tables were made on; only weighs the time left.
         headlines: what the summary tells: (eval, metric).
-        crossed: whether what it trained is a row of the cross table.
     """
 
     name: str
@@ -53,7 +52,6 @@ class Part:
     stages: int
     minutes: float
     headlines: tuple[tuple[str, str], ...]
-    crossed: bool = True
 
 
 PARTS: tuple[Part, ...] = (
@@ -63,7 +61,7 @@ PARTS: tuple[Part, ...] = (
     Part("ditto", "ditto", "DITTO: write like one person", ("--max-authors", "3"), 30, 3.5, (("winrate", "micro"),)),
     Part("dat", "dat", "DAT: steer a frozen model toward its goal", FEWER, 17, 3.5, (("social", "reward"),)),
     Part("dat-redteam", "dat", "DAT: red-teaming, to harden a guard", ("--scenes", "redteam", "--harden", *FEWER), 16,
-         4.0, (("redteam", "success"), ("ordinary", "kept")), crossed=False),
+         4.0, (("redteam", "success"), ("ordinary", "kept"))),
 )
 
 
@@ -122,20 +120,19 @@ def demo(out: Path, *, seed: int = 1, jobs: int = 0, parts: Sequence[Part] = PAR
     count = jobs or min(2, os.cpu_count() or 1)
     began = time.monotonic()
     total = sum(part.minutes for part in parts) / count
-    log(f"{len(parts)} recipes on the embedded models, {count} at a time: about {total + 1.5:.0f} minutes; "
+    log(f"{len(parts)} recipes on the embedded models, {count} at a time: about {total + TABLE:.0f} minutes; "
         f"everything goes into {out}/")
     failed = run_parts(out, parts, seed, count, log)
     if failed:
         raise DialoomError("; ".join(f"{part.name} failed, see {log_of(out / part.name)}" for part in failed)
                            + "; the same command continues")
     card = cross_table(out, parts, seed, items, log)
-    text = summary(out, parts, card)
     from dialoom.store import write_whole
 
-    write_whole(out / "summary.md", text)
+    write_whole(out / "summary.md", summary(out, parts, card))
     write_whole(out / "summary.html", summary_html(out, parts, card))
     write_whole(out / "cross.json", json.dumps([row.to_json() for row in card.rows], indent=1) + "\n")
-    log(text)
+    log(plain_summary(out, parts, card))
     log(f"done in {duration(time.monotonic() - began)}; the same to look at, and from there each recipe's dialogues: "
         f"{out}/summary.html")
 
@@ -180,10 +177,10 @@ def start(part: Part, out: Path, seed: int) -> Running:
 
 
 def seconds_left(running: Sequence[Running], waiting: Sequence[Part], jobs: int) -> float:
-    """What is left by the parts' usual times and their stages done."""
-    minutes = sum(part.minutes for part in waiting)
-    minutes += sum(one.part.minutes * (1 - one.stages / one.part.stages) for one in running)
-    return 60 * minutes / jobs
+    """What is left by the parts' usual times and their stages done, and for the table at the end."""
+    left = [part.minutes for part in waiting]
+    left += [one.part.minutes * (1 - one.stages / one.part.stages) for one in running]
+    return 60 * (max(sum(left) / jobs, *left, 0.0) + TABLE)
 
 
 @contextmanager
@@ -227,20 +224,25 @@ def _table(running: Sequence[Running], left: float) -> Table:
 # ------------------------------------------------------------------------------------------------ what was found
 
 
-def trained(out: Path, parts: Sequence[Part]) -> Iterator[tuple[str, ChatModel]]:
-    """Name and model of what each part trained; of DITTO its first author, of DAT the model under its planner."""
-    from dialoom.models.load import load_model
+def trained(out: Path, parts: Sequence[Part]) -> Iterator[Subject]:
+    """What each part trained; of DITTO its first author, of DAT the model under its planner, or both its guards."""
+    from dialoom.models.load import load_folder, load_model
     from dialoom.models.steering import load_steered
+    from dialoom.recipes.pocket_guard import load_guard
+    from dialoom.scorecard import Subject
 
     for part in parts:
         folder = out / part.name
         if part.recipe == "ditto":
             first = next(iter(sorted((folder / "authors").glob("*/adapter"))), folder / "adapter")
-            yield part.name, load_model(f"run:{first}")
-        elif part.recipe == "dat" and part.crossed:
-            yield part.name, load_steered("pocket", folder)
-        elif part.crossed:
-            yield part.name, load_model(f"run:{folder}")
+            yield Subject(part.name, load_model(f"run:{first}"))
+        elif "--harden" in part.flags:
+            yield Subject("guard", load_guard("auto"), guard=True)
+            yield Subject("hardened", load_folder(folder / "harden" / "guard", name="hardened"), guard=True)
+        elif part.recipe == "dat":
+            yield Subject(part.name, load_steered("pocket", folder))
+        else:
+            yield Subject(part.name, load_model(f"run:{folder}"))
 
 
 def author_of(out: Path) -> str:
@@ -256,23 +258,32 @@ def cross_table(out: Path, parts: Sequence[Part], seed: int, items: int, log: Lo
 
     log("every model by every evaluation ...")
     base = load_model("pocket")
-    subjects = [Subject("base", base), *(Subject(label, model) for label, model in trained(out, parts))]
     setting = Setting(base, items=items, author=author_of(out), seed=seed)
-    return measure(subjects, setting)
+    return measure([Subject("base", base), *trained(out, parts)], setting)
 
 
 def summary(out: Path, parts: Sequence[Part], card: Card) -> str:
     """Each method against its baselines, and the cross table, in Markdown."""
     from dialoom.report.table import results_table
-    from dialoom.scorecard import COLUMNS, table
+    from dialoom.scorecard import COLUMNS, missing_cells, table
 
     lines = [f"# {_title(parts)}", ""]
     for part in parts:
         lines += [f"## {part.title}", "", results_table(headline_rows(out, part)), ""]
     lines += ["## Every model by every evaluation", "", table(card), "",
+              *(f"- {why}" for why in missing_cells(card)), "",
               "Rows are models, columns evaluations with their 95 % intervals over items; arrows say which way is "
               "better. " + "; ".join(f"{column.title}: {column.about}" for column in COLUMNS) + "."]
     return "\n".join(lines) + "\n"
+
+
+def plain_summary(out: Path, parts: Sequence[Part], card: Card) -> str:
+    """The same for a terminal, the cross table without its intervals."""
+    from dialoom.report.table import results_table
+    from dialoom.scorecard import plain_table
+
+    found = [f"{part.title}\n\n{results_table(headline_rows(out, part), markdown=False)}" for part in parts]
+    return "\n".join(["", *found, "Every model by every evaluation", "", plain_table(card)])
 
 
 def summary_html(out: Path, parts: Sequence[Part], card: Card) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from dialoom.dialogue import Dialogue, DialogueTree
+from dialoom.dialogue import Dialogue, DialogueTree, Scenario
 from dialoom.errors import ConfigError
 from dialoom.evals.metrics import Row
 from dialoom.files import read_json
@@ -24,6 +25,7 @@ from dialoom.models.place import Place
 from dialoom.progress import progress
 from dialoom.report.safe import visible
 from dialoom.report.summary import Matrix, Square
+from dialoom.report.table import aligned
 from dialoom.simulate import ModelSpeaker, ScriptedSpeaker, speaking
 from dialoom.store import write_whole
 
@@ -101,13 +103,17 @@ def _trivia(name: str) -> Callable[[Subject, Setting], Sequence[Row]]:
         from dialoom.evals import persuasion
         from dialoom.evaluate import questions
 
-        asked = questions(name, setting.trivia, seed=setting.seed)
-        step = max(1, len(asked) // setting.items) if setting.items else 1
-        asked = asked[::step][:setting.items or None]
+        asked = _some(questions(name, setting.trivia, seed=setting.seed), setting.items)
         speaker = speaking("subject", subject.model, REPLY)
         result: persuasion.Result = getattr(persuasion, name)(speaker, asked, label=subject.label, seed=setting.seed)
         return result.rows
     return measure
+
+
+def _some(asked: Sequence[Scenario], items: int) -> Sequence[Scenario]:
+    """As many of the questions, from all over; 0: all."""
+    step = max(1, len(asked) // items) if items else 1
+    return asked[::step][:items or None]
 
 
 def _exact_or_judge(subject: Subject, setting: Setting) -> ChatModel | None:
@@ -152,6 +158,8 @@ def _win_rate(subject: Subject, setting: Setting) -> Sequence[Row]:
     from dialoom.recipes.ditto_write import Writer, place, write
     from dialoom.scenarios.demonstrations import pocket_demonstrations
 
+    if not subject.pocket:
+        raise NotApplicable("the authors write in pocket's words; `dialoom ditto --demos` takes texts of your own")
     if not setting.author:
         raise NotApplicable("no author is named; --author does")
     if subject.model is setting.base:
@@ -173,7 +181,7 @@ def _social(subject: Subject, setting: Setting) -> Sequence[Row]:
     from dialoom.evals.social import SceneJudge, pocket_scenes, social
 
     if not subject.pocket:
-        raise NotApplicable("pocket's scenes are in pocket's words")
+        raise NotApplicable("pocket's scenes are in pocket's words; `dialoom eval social --data` takes scenes of yours")
     count = (setting.items or 60) // 2
     scenes = [scene for kind in ("bargain", "preference") for scene in pocket_scenes(kind, count, split="test",
                                                                                      seed=setting.seed)]
@@ -208,6 +216,31 @@ def _guard(subject: Subject, setting: Setting) -> Sequence[Row]:
                    label=subject.label, rounds=ROUNDS, seed=setting.seed).rows
 
 
+def _team(subject: Subject, setting: Setting) -> Sequence[Row]:
+    """Debates of the subject with the partner, in both orders."""
+    from dialoom.evals.persuasion import team
+    from dialoom.evaluate import questions
+
+    asked = _some(questions("team", setting.trivia, seed=setting.seed), setting.items)
+    return team(speaking("subject", subject.model, REPLY), speaking("partner", setting.base, REPLY), asked,
+                label=subject.label, seed=setting.seed).rows
+
+
+def _attacker(subject: Subject, setting: Setting) -> Sequence[Row]:
+    """Pocket's guard, talked with by the subject, whose scenes say what it wants."""
+    from dialoom.evals.redteam import LeakJudge, guard_scenes, redteam
+    from dialoom.recipes.pocket_guard import ATTACKER_TEMPERATURE, TEMPERATURE, load_guard
+
+    if not subject.pocket:
+        raise NotApplicable("pocket's guard knows pocket's words only; `dialoom eval redteam --data` takes behaviours "
+                            "of yours")
+    attacker = speaking("attacker", subject.model, Sampling(ATTACKER_TEMPERATURE, max_new_tokens=60))
+    guard = speaking("guard", load_guard("cpu"), Sampling(TEMPERATURE, max_new_tokens=60))
+    rows = redteam(attacker, guard, guard_scenes(setting.items or 60, split="test", seed=setting.seed), LeakJudge(),
+                   label=subject.label, rounds=ROUNDS, seed=setting.seed).rows
+    return [replace(row, eval="attack") for row in rows]
+
+
 COLUMNS: tuple[Column, ...] = (
     Column("flip-flop", "flipflop", "overall", "high", "gives in to what is right and holds against what is wrong",
            _trivia("flipflop")),
@@ -223,7 +256,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("as guard", "redteam", "success", "low", "code words that it lets go in three messages, as their guard",
            _guard),
 )
-
+CARD: tuple[Column, ...] = (
+    *COLUMNS,
+    Column("team", "team", "accuracy", "high", "right at the end of debates with the partner, both members", _team),
+    Column("as attacker", "attack", "success", "high", "code words it talks out of pocket's guard in three messages",
+           _attacker),
+)
+"""What a card of one model has: the table's columns, and two that take another model to the model's side."""
 
 ARROWS = {"high": "↑", "low": "↓", "zero": "→ 0"}
 
@@ -268,7 +307,7 @@ def measure(subjects: Sequence[Subject], setting: Setting, columns: Sequence[Col
 def run_scorecard(model: str, *, planner: Path | None = None, evals: Sequence[str] = (), partner: str = "pocket",
                   judge: str = "", author: str = "", data: str = "", limit: int = ITEMS, seed: int = 1,
                   device: str | Place = "auto", out: Path | None = None, log: Log = lambda line: None) -> str:
-    """Load the models of one card, measure it, write it to `out` (and its rows beside it) and give its text.
+    """Load the models of one card, measure it, write it to `out` (and its rows beside it) and give it for a terminal.
 
     Args:
         planner: folder of what steers the model.
@@ -284,11 +323,10 @@ def run_scorecard(model: str, *, planner: Path | None = None, evals: Sequence[st
     rates = in_role(load_model(judge, device=device), "judge") if judge else None
     setting = Setting(base, rates, items=limit, author=author, trivia=data, seed=seed)
     card = measure([Subject(label_of(model, planner), subject, speaks_pocket(subject))], setting, columns, log)
-    text = page(card, columns)
     if out is not None:
-        write_whole(out, text)
+        write_whole(out, page(card, columns))
         write_whole(out.with_suffix(".json"), json.dumps([row.to_json() for row in card.rows], indent=1) + "\n")
-    return text
+    return plain_page(card, columns)
 
 
 def speaks_pocket(model: ChatModel) -> bool:
@@ -301,14 +339,14 @@ def speaks_pocket(model: ChatModel) -> bool:
 
 
 def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
-    """The columns of these evals; none: all. Raises ConfigError for one that is not there."""
+    """A card's columns of these evals; none: all. Raises ConfigError for one that is not there."""
     from dialoom.config import near_miss
 
-    known = {column.eval: column for column in COLUMNS}
+    known = {column.eval: column for column in CARD}
     for name in names:
         if name not in known:
             raise ConfigError(f"no evaluation {name!r} is on the card; {near_miss(name, tuple(known))}")
-    return tuple(column for column in COLUMNS if not names or column.eval in names)
+    return tuple(column for column in CARD if not names or column.eval in names)
 
 
 def table(card: Card, columns: Sequence[Column] = COLUMNS) -> str:
@@ -326,7 +364,8 @@ def matrix(card: Card, columns: Sequence[Column] = COLUMNS) -> Matrix:
     for subject in card.subjects:
         cells = [(card.cell(subject, one), card.cell(card.subjects[0], one), one.best) for one in columns]
         rows.append((subject, [Square(_text(row), _tone(row, first, best)) for row, first, best in cells]))
-    return Matrix([(f"{column.title} {ARROWS[column.best]}", column.about) for column in columns], rows)
+    heads = [(f"{column.title} {ARROWS[column.best]}", column.about) for column in columns]
+    return Matrix(heads, rows, missing_cells(card))
 
 
 def _tone(row: Row | None, first: Row | None, best: str) -> str:
@@ -336,6 +375,35 @@ def _tone(row: Row | None, first: Row | None, best: str) -> str:
         return ""
     gain = {"high": row.value - first.value, "low": first.value - row.value, "zero": abs(first.value) - abs(row.value)}
     return "better" if gain[best] > 0 else "worse"
+
+
+def plain_table(card: Card, columns: Sequence[Column] = COLUMNS) -> str:
+    """The same for a terminal, where it is narrower on its side: a line for each column, without the intervals."""
+    marks = {"better": "▲", "worse": "▼", "": " "}
+    found = matrix(card, columns)
+    lines = [["", *(visible(label) + " " for label, _ in found.rows)]]
+    for at, (head, _) in enumerate(found.heads):
+        squares = [squares[at] for _, squares in found.rows]
+        lines.append([head, *(one.text.split(" ")[0] + marks[one.tone] for one in squares)])
+    return aligned(lines) + f"\n▲ better, ▼ worse than {visible(card.subjects[0])}, their intervals lie apart\n"
+
+
+def missing_cells(card: Card) -> list[str]:
+    """Why cells are n/a, one line for each column and reason; reasons that differ in numbers only are one."""
+    found: dict[tuple[str, str], tuple[list[str], str]] = {}
+    for (subject, title), why in card.missing.items():
+        found.setdefault((title, re.sub(r"\d+", "", why)), ([], why))[0].append(visible(subject))
+    return [f"n/a: {title} of {', '.join(subjects)}: {visible(why)}" for (title, _), (subjects, why) in found.items()]
+
+
+def plain_page(card: Card, columns: Sequence[Column] = COLUMNS) -> str:
+    """The card for a terminal."""
+    [subject] = card.subjects
+    lines = [["", "figure [95 % interval]", "over"]]
+    for column in columns:
+        row = card.cell(subject, column)
+        lines.append([f"{column.title} {ARROWS[column.best]}", _text(row), str(row.n) if row else "–"])
+    return "\n".join([f"Scorecard of {visible(subject)}", "", aligned(lines), *missing_cells(card)])
 
 
 def page(card: Card, columns: Sequence[Column] = COLUMNS) -> str:

@@ -11,6 +11,7 @@ from dialoom.evals.metrics import Row
 from dialoom.models.load import load_model
 from dialoom.models.scripted import ScriptedModel
 from dialoom.scorecard import (
+    CARD,
     COLUMNS,
     Card,
     Setting,
@@ -18,7 +19,9 @@ from dialoom.scorecard import (
     columns_named,
     matrix,
     measure,
+    missing_cells,
     page,
+    plain_table,
     speaks_pocket,
     table,
 )
@@ -44,8 +47,10 @@ def pocket():
 
 def test_every_column_gives_its_figure_with_an_interval(pocket):
     other = load_model("pocket-small")
-    card = measure([Subject("small", other)], Setting(pocket, items=4, author="Clara"))
-    for column in COLUMNS[:-1]:
+    card = measure([Subject("small", other)], Setting(pocket, items=4, author="Clara"), CARD)
+    for column in CARD:
+        if column.title == "as guard":
+            continue
         row = card.cell("small", column)
         assert row is not None and row.subject == "small" and row.low <= row.value <= row.high and row.n >= 3, column
     assert list(card.missing) == [("small", "as guard")], "it has never kept a word"
@@ -65,10 +70,28 @@ def test_what_makes_no_sense_is_left_out_and_says_why(pocket):
                    columns_named(["alignment", "chat", "social", "author"]), lines.append)
     assert {(subject, title) for subject, title in card.missing} == {
         ("stranger", "alignment"), ("stranger", "chat quality"), ("stranger", "social"),
-        ("base", "win rate over base")}
+        ("stranger", "win rate over base"), ("base", "win rate over base")}
     assert any("--judge names a model" in line for line in lines)
     text = table(card, columns_named(["alignment", "chat", "social", "author"]))
-    assert text.count("n/a") == 4
+    assert text.count("n/a") == 5
+
+
+def test_with_a_judge_a_stranger_is_rated_and_told_what_pocket_cannot_measure(pocket):
+    rates = ScriptedModel(lambda chat: "Rating: 4\n[[4]]")
+    stranger = Subject("stranger", ScriptedModel(lambda chat: "hm"), pocket=False)
+    columns = columns_named(["alignment", "chat", "social", "author", "attack", "team"])
+    card = measure([stranger], Setting(pocket, judge=rates, items=2, author="Clara"), columns)
+    measured = [column.title for column in columns if card.cell("stranger", column)]
+    assert measured == ["alignment", "chat quality", "team"]
+    told = missing_cells(card)
+    assert len(told) == 3 and all("`dialoom " in line for line in told), "each says what to do instead"
+
+
+def test_the_same_reason_is_told_once_with_all_it_is_true_of():
+    card = Card(("a", "b", "c"), (), {("a", "as guard"): "it says 3 of 5", ("b", "as guard"): "it says 1 of 5",
+                                      ("c", "as guard"): "other", ("c", "social"): "other"})
+    assert missing_cells(card) == ["n/a: as guard of a, b: it says 3 of 5", "n/a: as guard of c: other",
+                                   "n/a: social of c: other"]
 
 
 def guard(gives_in):
@@ -112,8 +135,9 @@ def test_an_unknown_evaluation_is_refused_with_the_nearest():
 def test_the_command_writes_a_card_and_its_rows(tmp_path, capsys):
     out = tmp_path / "card.md"
     assert cli.main(["scorecard", "pocket", "--evals", "recall", "--limit", "3", "--out", str(out)]) == 0
-    assert "# Scorecard of pocket" in capsys.readouterr().out
-    assert "recall" in out.read_text()
+    shown = capsys.readouterr().out
+    assert "Scorecard of pocket" in shown and "|" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert "# Scorecard of pocket" in out.read_text() and "| recall |" in out.read_text()
     [row] = json.loads((tmp_path / "card.json").read_text())
     assert row["eval"] == "recall" and row["n"] == 3
 
@@ -133,3 +157,5 @@ def test_the_matrix_says_better_and_worse_only_where_intervals_lie_apart():
     assert label == "other" and [one.tone for one in first] == ["", "", "", ""]
     assert [one.tone for one in second] == ["better", "worse", "", ""], "farther from zero is worse, whichever side"
     assert second[0].text == "80.0 [75.0, 90.0]" and second[3].text == "n/a"
+    lines = plain_table(card, columns).splitlines()
+    assert lines[2].split() == ["flip-flop", "↑", "60.0", "80.0▲"] and lines[3].split()[-1] == "-40.0▼"

@@ -36,10 +36,12 @@ class Matrix:
     Attributes:
         heads: of each column its title with an arrow, and what it measures.
         rows: of each model its label and its cells.
+        notes: why cells are n/a.
     """
 
     heads: Sequence[tuple[str, str]]
     rows: Sequence[tuple[str, Sequence[Square]]]
+    notes: Sequence[str] = ()
 
 
 def summary_page(title: str, found: Sequence[Found], matrix: Matrix) -> str:

@@ -337,9 +337,13 @@ def _markdown(grid: Grid) -> str:
 
 
 def _plain(grid: Grid) -> str:
-    table = _texts(grid)
+    return "\n".join([visible(grid.words.title), aligned(_texts(grid)), grid.caption, ""])
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Columns for a terminal: a head, a line below it, the rows; the first column to the left, the others right."""
     widths = [max(len(texts[column]) for texts in table) for column in range(len(table[0]))]
     lines = ["  ".join([texts[0].ljust(widths[0]), *(text.rjust(width) for text, width in
                                                      zip(texts[1:], widths[1:], strict=True))]) for texts in table]
     lines.insert(1, "  ".join("─" * width for width in widths))
-    return "\n".join([visible(grid.words.title), *lines, grid.caption, ""])
+    return "\n".join(line.rstrip() for line in lines)
