@@ -45,6 +45,7 @@ def tiny(part):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_parts_end_in_one_summary_with_every_model_by_every_evaluation(tmp_path):
     out, parts, lines = tmp_path / "demo", [tiny(part) for part in PARTS], []
     demo(out, parts=parts, jobs=2, items=3, log=lines.append)
