@@ -56,7 +56,7 @@ class Part:
 
 PARTS: tuple[Part, ...] = (
     Part("pbt", "pbt", "PBT: when to give in and when to hold", (), 13, 3.0, (("flipflop", "overall"),)),
-    Part("aloe", "aloe", "ALOE: adapt to who is talking", (), 13, 2.0, (("alignment", "avg"),)),
+    Part("aloe", "aloe", "ALOE: adapt to who is talking", (), 13, 2.5, (("alignment", "avg"),)),
     Part("ideas", "ideas", "IDEAS: users induced from real dialogues", (), 21, 2.0, (("chat", "quality"),)),
     Part("ditto", "ditto", "DITTO: write like one person", ("--max-authors", "3"), 30, 3.5, (("winrate", "micro"),)),
     Part("dat", "dat", "DAT: steer a frozen model toward its goal", FEWER, 17, 3.5, (("social", "reward"),)),

@@ -72,7 +72,7 @@ def test_the_demonstration_s_minutes_are_those_of_the_recipe_s_plan(part, capsys
     assert main([part.recipe, *part.flags, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     planned = sum(float(line.split()[-1]) for line in lines[1:-1])
-    assert planned == pytest.approx(part.minutes, abs=1.5)  # both measured, on machines busy to different degrees
+    assert planned == pytest.approx(part.minutes, rel=0.35)  # both measured, on machines busy to different degrees
 
 
 def test_a_recipe_says_how_long_it_takes_before_it_starts(tmp_path, monkeypatch, capsys):
