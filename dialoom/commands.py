@@ -259,7 +259,7 @@ def scorecard(model: str, /, *, planner: Path | None = None, evals: Several = ()
     command = (model, evals, partner, judge, author, data, limit, seed, *([str(planner)] if planner else []))
     with until_done(_spending(budget, prices), "scorecard", *command, log=note, out=out):
         say(run_scorecard(model, planner=planner, evals=evals, partner=partner, judge=judge, author=author, data=data,
-                          limit=limit, seed=seed, device=device, out=out, log=say))
+                          limit=limit, seed=seed, device=device, out=out))
 
 
 def export(run: Path, /, *, to: str, out: Path, arm: str = "", merge: bool = False, license: str = "") -> None:

@@ -306,7 +306,7 @@ def measure(subjects: Sequence[Subject], setting: Setting, columns: Sequence[Col
 
 def run_scorecard(model: str, *, planner: Path | None = None, evals: Sequence[str] = (), partner: str = "pocket",
                   judge: str = "", author: str = "", data: str = "", limit: int = ITEMS, seed: int = 1,
-                  device: str | Place = "auto", out: Path | None = None, log: Log = lambda line: None) -> str:
+                  device: str | Place = "auto", out: Path | None = None) -> str:
     """Load the models of one card, measure it, write it to `out` (and its rows beside it) and give it for a terminal.
 
     Args:
@@ -322,7 +322,7 @@ def run_scorecard(model: str, *, planner: Path | None = None, evals: Sequence[st
     base = subject if partner == model and planner is None else in_role(load_model(partner, device=device), "partner")
     rates = in_role(load_model(judge, device=device), "judge") if judge else None
     setting = Setting(base, rates, items=limit, author=author, trivia=data, seed=seed)
-    card = measure([Subject(label_of(model, planner), subject, speaks_pocket(subject))], setting, columns, log)
+    card = measure([Subject(label_of(model, planner), subject, speaks_pocket(subject))], setting, columns)
     if out is not None:
         write_whole(out, page(card, columns))
         write_whole(out.with_suffix(".json"), json.dumps([row.to_json() for row in card.rows], indent=1) + "\n")
@@ -393,7 +393,9 @@ def missing_cells(card: Card) -> list[str]:
     found: dict[tuple[str, str], tuple[list[str], str]] = {}
     for (subject, title), why in card.missing.items():
         found.setdefault((title, re.sub(r"\d+", "", why)), ([], why))[0].append(visible(subject))
-    return [f"n/a: {title} of {', '.join(subjects)}: {visible(why)}" for (title, _), (subjects, why) in found.items()]
+    several = len(card.subjects) > 1
+    return [f"n/a: {title}{' of ' + ', '.join(subjects) if several else ''}: {visible(why)}"
+            for (title, _), (subjects, why) in found.items()]
 
 
 def plain_page(card: Card, columns: Sequence[Column] = COLUMNS) -> str:

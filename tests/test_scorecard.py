@@ -45,6 +45,7 @@ def pocket():
     return load_model("pocket")
 
 
+@pytest.mark.slow
 def test_every_column_gives_its_figure_with_an_interval(pocket):
     other = load_model("pocket-small")
     card = measure([Subject("small", other)], Setting(pocket, items=4, author="Clara"), CARD)
