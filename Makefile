@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/ready-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install docs wheel demo test test-slow test-all lint results bench constraints clean
+.PHONY: help install docs wheel demo screenshots test test-slow test-all lint results bench constraints clean
 help:
 	@echo "make demo       every recipe on the embedded pocket models, then each model by each evaluation; some ten minutes"
 	@echo "make install    .venv with all that is needed; the other targets do it, too"
@@ -26,6 +26,7 @@ help:
 	@echo "make results    remake every table under docs/results (in the background; goes on where it was stopped)"
 	@echo "make bench      measure every speed against the other ways of doing it, about half an hour; goes on if stopped"
 	@echo "make lint       ruff and mypy only"
+	@echo "make screenshots    take the documentation's pictures anew, of the runs that make demo has made"
 
 $(READY): constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 2; }
@@ -48,6 +49,11 @@ wheel: $(READY)
 
 demo: $(READY)
 	$(BIN)/dialoom demo --out runs/demo
+
+screenshots: $(READY) chromium  # of the demonstration's runs, with other debates beside the first ones, and an audit
+	$(BIN)/dialoom pbt pairs --seed 2 --out runs/demo/pbt-seed-2
+	$(BIN)/dialoom audit runs/demo/ideas --arm plain --html runs/demo/audit.html || [ $$? -eq 2 ]  # 2: it found errors
+	$(BIN)/python -m bench.screenshots --demo runs/demo
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -74,7 +80,7 @@ test-all: test test-slow
 results: $(READY)
 	@mkdir -p runs/results
 	@nohup sh -c '$(BIN)/python -m bench.results && $(BIN)/python -m bench.cross' >> runs/results/log 2>&1 &
-	@echo "in the background, about half an hour on two cores: tail -f runs/results/log (stopped ones go on by the same command)"
+	@echo "in the background, about three hours on two cores: tail -f runs/results/log (stopped ones go on by the same command)"
 
 bench: $(READY)  # installs TRL and vLLM beside .venv, under runs/bench; where they cannot be had, their rows are missing
 	$(BIN)/python -m bench.speed

@@ -79,6 +79,9 @@ def interval(gaps: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+MET = "Met is said of the mean; where its interval spans the limit, that is said as well: the claim is then not shown."
+
+
 class Claims:
     """A table of what a method must show, each claim with its figure; met or not is said of the point estimate."""
 
@@ -90,6 +93,8 @@ class Claims:
         """One line. `found` are mean, low and high as fractions; no `met`: a figure that is only told."""
         mean, low, high = (100 * part for part in found)
         verdict = "told" if met is None else "yes" if met(mean) else "**no**"
+        if met and met(mean) and not all(met(end) for end in (low, high) if math.isfinite(end)):
+            verdict = "yes (interval spans the limit)"
         self.lines.append(f"| {text} | {mean:{sign}.1f}{unit} | [{low:{sign}.1f}, {high:{sign}.1f}] | {verdict} |")
 
 
@@ -123,11 +128,16 @@ def ditto_claims(values: Values, folders: Sequence[Path]) -> list[str]:
     claims = Claims()
     claims.add("win rate of DITTO in the round robin: at least 70 %",
                interval(np.array(values["winrate", "ditto", "micro"])), lambda mean: mean >= 70, unit=" %", sign="")
-    claims.add("DITTO over SFT: at least +12", difference(values, "winrate", "micro", "ditto", "sft"),
-               lambda mean: mean >= 12)
+    claims.add("DITTO over SFT, which stops early: at least +12",
+               difference(values, "winrate", "micro", "ditto", "sft"), lambda mean: mean >= 12)
     for other in ("spin", "few_shot", "zero_shot"):
         claims.add(f"DITTO over {other}: above 0", difference(values, "winrate", "micro", "ditto", other),
                    lambda mean: mean > 0)
+    claims.add("DITTO over SFT without its stop, against the same four opponents: above 0",
+               difference(values, "same_opponents", "win_rate", "ditto", "sft_long"), lambda mean: mean > 0)
+    claims.add("DITTO's wins in its duels with SFT without its stop: above 50 %",
+               interval(1 - np.array(values["duels_with_ditto", "sft_long", "won"])), lambda mean: mean > 50, unit=" %",
+               sign="")
     lines = claims.lines
     paired = Claims("authors and seeds, paired")
     for arm in ("no_resampling", "moving_reference", "no_replay", "no_inter"):
@@ -138,6 +148,31 @@ def ditto_claims(values: Values, folders: Sequence[Path]) -> list[str]:
             paired.add(f"{arm} minus DITTO{': interval below 0' if must else ''} ({len(gaps)} pairs)", found,
                        (lambda mean, high=found[2]: high < 0) if must else None)  # type: ignore[misc]
     return [*lines, "", "### Ablations, in a pool of their own", "", *paired.lines] if len(paired.lines) > 2 else lines
+
+
+def ditto_rows(folder: Path, seed: int) -> list[Row]:
+    """What a run's own rows hide, out of its matches: a method beside the pool also met DITTO, which DITTO did not.
+
+    So `same_opponents` has DITTO and these methods against the rest of the pool, `duels_with_ditto` each against DITTO.
+    """
+    def row(eval_name: str, subject: str, metric: str, won: Sequence[float]) -> Row:
+        return Row(eval_name, subject, metric, float(np.mean(won)), math.nan, math.nan, 2 * len(won), seed)
+
+    matches = [json.loads(line) for line in (folder / "matches.jsonl").read_text(encoding="utf-8").splitlines()]
+    seen: dict[tuple[str, str, str], list[float]] = {}
+    for match in matches:
+        if match["points"] is not None and match["pool"].split()[0] in ("winrate", "beside"):
+            for one, other, points in ((match["one"], match["other"], match["points"]),
+                                       (match["other"], match["one"], 2 - match["points"])):
+                seen.setdefault((match["pool"], one, other), []).append(points / 2)
+    pool = {name for where, name, _ in seen if where == "winrate"} - {"ditto"}
+    beside = [where.split()[1] for where, name, other in seen if where == f"beside {name}" and other == "ditto"]
+    rows = []
+    for where, name in (("winrate", "ditto"), *((f"beside {name}", name) for name in beside)):
+        won = [points for other in sorted(pool) for points in seen[where, name, other]]
+        rows.append(row("same_opponents", name, "win_rate", won))
+    return rows + [row("duels_with_ditto", name, "won", won) for (_, name, other), won in seen.items()
+                   if other == "ditto"]
 
 
 def paired_gaps(folders: Sequence[Path], pool: str, one: str, other: str) -> np.ndarray:
@@ -268,6 +303,7 @@ class Page:
     Attributes:
         flags: more of the command line, by seed.
         metrics: of the headline; empty: all.
+        more: figures that are only made of the finished runs, by folder and seed.
         variants: flags of several sorts of runs by their names; evals in `SHARED` are then told apart by them.
     """
 
@@ -277,6 +313,7 @@ class Page:
     headline: tuple[str, ...]
     flags: Callable[[int], Sequence[str]] = lambda seed: ()
     metrics: tuple[str, ...] = ()
+    more: Callable[[Path, int], list[Row]] = lambda folder, seed: []
     variants: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"": ()})
 
 
@@ -291,7 +328,8 @@ PAGES = {
                   "are worded unlike pocket's\nown briefs; `briefed` (pocket's own brief for the style) is the ceiling "
                   "and stands beside the pool, as does\nself-prompt. Settings were chosen on two other authors. "
                   "Ablations and growth: seeds 1 and 2.",
-                  ditto_claims, ("winrate",), ditto_flags, metrics=("micro",)),
+                  ditto_claims, ("winrate", "same_opponents"), ditto_flags, metrics=("micro", "win_rate"),
+                  more=ditto_rows),
     "aloe": Page("ALOE on the pocket model",
                  "40 held-out people of pocket's world a seed (a pair of pet and hobby meets in them that nothing "
                  "trained on holds)\ntalk with each subject for ten turns; users, judge and inducer are exact rules. "
@@ -316,7 +354,9 @@ PAGES = {
                 "--harden`,\n88 scenes whose words, gates and first lines stand in no other; the guard is "
                 "`pocket-guard`. `random` draws its actions as\nthe collection does, `constant` is the best of 16 "
                 "constant actions on training scenes. `hardened`: against a guard trained\non the attacks that "
-                "succeeded. Settings were chosen on validation scenes.",
+                "succeeded. Settings were chosen on validation scenes. Actions become prefixes by `coded`, our "
+                "addition to the method:\nwith the paper's own mappings a planner got less than the unsteered model "
+                "here ([dat.md](../dat.md#codes)).",
                 dat_claims, ("social", "redteam", "language_social", "language_redteam"),
                 metrics=("reward", "goal", "success", "perplexity", "distinct_2"),
                 variants={"social": ("--scenes", "social"), "redteam": ("--scenes", "redteam", "--harden")}),
@@ -329,6 +369,7 @@ def write_page(recipe: str, folders: Sequence[Path]) -> Path:
     rows = [_told_apart(Row(**row), folder, page_of) for folder in folders
             for row in json.loads((folder / "results.json").read_text())
             if row["seed"] is not None and row["value"] is not None]
+    rows += [row for folder in folders for row in page_of.more(folder, int(folder.name.removeprefix("seed-")))]
     values: Values = {}
     for row in sorted(rows, key=lambda row: row.seed or 0):
         values.setdefault((row.eval, row.subject, row.metric), []).append(row.value)
@@ -338,8 +379,8 @@ def write_page(recipe: str, folders: Sequence[Path]) -> Path:
             f"Made by `make results`: {len(folders) // len(page_of.variants)} seeds of `dialoom {recipe} --seed N` "
             "with its defaults, on CPU;",
             f"weights {hashes}. Intervals: 95 %, Student's t over seeds.",
-            *page_of.about.split("\n"), "Rows of single seeds: the JSON beside this page.", "",
-            "## What it was to show", "", *page_of.claims(values, folders), "", "## All figures", "",
+            *page_of.about.split("\n"), time_taken(folders), "Rows of single seeds: the JSON beside this page.", "",
+            "## What it was to show", "", MET, "", *page_of.claims(values, folders), "", "## All figures", "",
             results_table(summary)]
     out = ROOT / "docs" / "results" / f"{recipe}.md"
     out.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
@@ -349,6 +390,14 @@ def write_page(recipe: str, folders: Sequence[Path]) -> Path:
                         and row["metric"] in (page_of.metrics or (row["metric"],))]))
     fill(ROOT / "README.md", "all", headline_table())
     return out
+
+
+def time_taken(folders: Sequence[Path]) -> str:
+    """How long the stages of finished runs took, in a sentence."""
+    minutes = [sum(json.loads(marker.read_text())["seconds"] for marker in (folder / "stages").glob("*.json")) / 60
+               for folder in folders]
+    return (f"The stages of these {len(folders)} runs took {sum(minutes):.0f} minutes together, one thread each: "
+            f"{min(minutes):.0f} to {max(minutes):.0f} a run\n(by the clock, so other work on the machine counts).")
 
 
 def _told_apart(row: Row, folder: Path, page_of: Page) -> Row:
@@ -380,8 +429,8 @@ HEADLINES = (
              ("base", "self_critique", "dpo", "briefed"), "self-critique prompt", scale=1),
     Headline("ideas", "answers right in conversations, %", ("chat", "quality"),
              ("base", "plain_trained", "ideas", "briefed"), "simulator without strategies, trained"),
-    Headline("ditto", "comparisons of style won, %", ("winrate", "micro"), ("zero_shot", "spin", "ditto", "briefed"),
-             "SPIN"),
+    Headline("ditto", "comparisons of style won, %", ("winrate", "micro"),
+             ("zero_shot", "sft_long", "ditto", "briefed"), "SFT without its stop"),
     Headline("dat", "reward in social scenes, %", ("social", "reward"), ("unsteered", "constant", "planner", "briefed"),
              "best constant prefix"),
 )
@@ -397,7 +446,7 @@ def headline_table() -> str:
             continue
         rows = {(row["eval"], row["metric"], row["subject"]): row for row in json.loads(path.read_text())
                 if row["seed"] is None}
-        found = [rows.get((*line.figure, subject)) or rows.get(("beside", line.figure[1], subject))  # beside: DITTO's
+        found = [rows.get((*line.figure, subject)) or rows.get(("same_opponents", "win_rate", subject))  # of DITTO
                  for subject in line.subjects]
         cells = [_cell(row, line.scale) for row in found]
         cells[1] += f" ({line.rival})"

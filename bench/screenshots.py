@@ -1,10 +1,10 @@
-"""The pictures of the docs, taken in a headless Chromium:
+"""The pictures of the docs, taken in a headless Chromium; `make screenshots` takes them all:
 
-    python -m bench.screenshots pbt=runs/demo/pbt ideas=runs/demo/ideas two=runs/a,runs/b [--out docs/img]
+    python -m bench.screenshots --demo runs/demo               all, of the demonstration's runs
+    python -m bench.screenshots pbt=runs/a two=runs/a,runs/b   some, of other runs; --out FOLDER puts them elsewhere
 
-A name and a run folder give the pictures of that name in `SHOTS`; so do a name and an HTML file (an audit's page, say),
-or one picture where the name is not there.
-Names that are not given keep the pictures they have.
+A name and a run folder (or two, or an HTML file) give the pictures of that name in `SHOTS`; another name and an HTML
+file give one picture. Names that are not given keep the pictures they have.
 """
 
 from __future__ import annotations
@@ -20,16 +20,44 @@ from bench.browser import browser
 from dialoom.report import write_page
 
 OUT = Path("docs/img")
+DEMO: Mapping[str, tuple[str, ...]] = {
+    "pbt": ("pbt",), "two": ("pbt", "pbt-seed-2"), "ideas": ("ideas",), "aloe": ("aloe",), "dat": ("dat",),
+    "dat-redteam": ("dat-redteam",), "audit": ("audit.html",), "cross": ("summary.html",)}
+"""What each name is taken of, below the folder of `dialoom demo`; pbt-seed-2 and audit.html are `make screenshots`'."""
+
+
+def _first(page: Any) -> None:
+    """Show the first dialogue of the list."""
+    page.locator(".row").first.click()
+    page.wait_for_selector(".turn.current, .turn[tabindex='0']")
 
 
 def _search(text: str) -> Callable[[Any], None]:
-    return lambda page: page.fill("#search", text)
+    def act(page: Any) -> None:
+        page.fill("#search", text)
+        page.wait_for_selector(".row .chip.hit")
+        _first(page)
+        page.click("summary:has-text('Private')")
+    return act
 
 
-def _most_notes(page: Any) -> None:
-    """Show a dialogue whose turns were written under a strategy or an action."""
-    page.locator(".row").first.click()
-    page.wait_for_selector(".turn")
+def _turn(css: str, part: str = "", *, in_full: bool = True) -> Callable[[Any], None]:
+    """Show the first dialogue (of a part of the run), and of it the first turn that `css` finds."""
+    def act(page: Any) -> None:
+        if part:
+            page.click("summary:has-text('Filters')")
+            page.select_option(".choices label:has-text('From') select", part)
+            page.wait_for_timeout(200)
+        _first(page)
+        page.locator(css).first.click()
+        if in_full:
+            page.click("summary:has-text('in full')")
+        for one in page.locator("details.brief summary").all():
+            one.click()
+        page.evaluate("scrollTo(0, 0)")
+    return act
+
+
 
 
 @dataclass(frozen=True)
@@ -45,14 +73,17 @@ class Shot:
 
 
 SHOTS: Mapping[str, tuple[Shot, ...]] = {
-    "pbt": (Shot("pbt-overview"), Shot("pbt-tree", "#dialogues", act=_most_notes),
-            Shot("pbt-phone", "#dialogues", 390, 800)),
-    "ideas": (Shot("ideas-tree", "#dialogues", dark=True, act=_most_notes),),
-    "aloe": (Shot("aloe-overview", height=1400), Shot("aloe-search", "#dialogues", act=_search("rabbit"))),
-    "ditto": (Shot("ditto-overview"),),
-    "dat": (Shot("dat-overview"), Shot("dat-episode", "#dialogues", act=_most_notes)),
+    "pbt": (Shot("pbt-overview"), Shot("pbt-tree", "#dialogues", act=_first),
+            Shot("pbt-brief", "#dialogues", act=_turn(".turn.chosen")),
+            Shot("pbt-phone", "#dialogues", 390, 800, act=_first)),
+    "ideas": (Shot("ideas-tree", "#dialogues", dark=True, act=_first),),
+    "aloe": (Shot("aloe-search", "#dialogues", act=_search("baker Paris")),),
+    "dat": (Shot("dat-episode", "#dialogues", act=_turn(".turn:has(.columns-mini)", "evals/planner")),),
+    "dat-redteam": (Shot("dat-harden", "#dialogues", height=1220,
+                         act=_turn(".turn.chosen", "harden/attacks", in_full=False)),),
     "audit": (Shot("audit", height=1250), Shot("audit-phone", "#batch", 390, 800, dark=True)),
-    "two": (Shot("two-overview"), Shot("two-dialogues", "#dialogues", 1300, act=_most_notes)),
+    "two": (Shot("two-dialogues", "#dialogues", 1300, act=_first),),
+    "cross": (Shot("cross", "#crossed", 1300),),
 }
 
 
@@ -76,17 +107,30 @@ def take(name: str, source: str, out: Path, chromium: Any) -> None:
             tab.close()
 
 
+def asked(arguments: list[str]) -> tuple[dict[str, str], Path]:
+    """What is to be taken, by name, and where it goes. Ends the program where that cannot be meant."""
+    options = {"--out": str(OUT), "--demo": ""}
+    for option in options:
+        if option in arguments[:-1]:
+            at = arguments.index(option)
+            options[option] = arguments[at + 1]
+            del arguments[at:at + 2]
+    wanted: dict[str, str] = {}
+    if options["--demo"]:
+        wanted = {name: ",".join(str(Path(options["--demo"]) / one) for one in sources)
+                  for name, sources in DEMO.items()}
+    wanted |= dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    unknown = [name for name, source in wanted.items() if name not in SHOTS and not source.endswith(".html")]
+    missing = [path for source in wanted.values() for path in source.split(",") if not Path(path).exists()]
+    if unknown or missing or not wanted:
+        sys.exit(f"usage: python -m bench.screenshots [--demo RUNS] [NAME=RUN ...], NAME of {', '.join(SHOTS)}, or "
+                 f"NAME=FILE.html{''.join(f'; {path} is not there' for path in missing)}")
+    return wanted, Path(options["--out"])
+
+
 def main(arguments: list[str]) -> None:
     """Take what was asked for."""
-    out = OUT
-    if "--out" in arguments:
-        at = arguments.index("--out")
-        out = Path(arguments[at + 1])
-        del arguments[at:at + 2]
-    wanted = dict(argument.split("=", 1) for argument in arguments)
-    unknown = [name for name, source in wanted.items() if name not in SHOTS and not source.endswith(".html")]
-    if unknown or not wanted:
-        sys.exit(f"usage: python -m bench.screenshots NAME=RUN ..., NAME of {', '.join(SHOTS)}; or NAME=FILE.html")
+    wanted, out = asked(arguments)
     out.mkdir(parents=True, exist_ok=True)
     with browser() as chromium:
         for name, source in wanted.items():

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from dialoom.config import near_miss, read_yaml
 from dialoom.dialogue import Dialogue, DialogueTree, Scenario, Turn, chat_view, content_id, turn_id
-from dialoom.errors import ConfigError, DialoomError
-from dialoom.models.base import ChatModel, Sampling
+from dialoom.errors import ConfigError, DialoomError, EndpointError
+from dialoom.models.base import ENDED, ChatModel, Sampling
 from dialoom.models.ledger import current, usage_beside
 from dialoom.models.load import in_role, load_model
 from dialoom.models.place import Place
@@ -152,6 +152,8 @@ class _Talk:
             reply = stream(voice.model, chat, self.sampling, key,
                            lambda piece: self.out.print(Text(visible(piece)), end="", soft_wrap=True))
         self.out.print()
+        if reply.finish not in ENDED:
+            raise EndpointError(f"{voice.label} gave no reply ({reply.finish}); say it in other words")
         notes = {"model": voice.model.name} | ({"cut": True} if reply.finish == "length" else {})
         return Turn(key, heard.last.id, voice.label, reply.text, notes)
 

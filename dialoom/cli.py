@@ -7,6 +7,7 @@ it came from); a spent budget gives 3, Ctrl-C 130 and SIGTERM 143, and the same 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import inspect
@@ -18,11 +19,11 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from dialoom.commands import COMMANDS, check, is_launched, one_thread_for_pocket, say
 from dialoom.errors import BudgetError, ConfigError, DialoomError
@@ -85,10 +86,25 @@ def _exit_code(command: Callable[[], None]) -> int:
     except OSError as wrong:  # a name no file can have, a folder that may not be entered
         if os.environ.get("DIALOOM_TRACEBACK"):
             raise
-        print(f"error: {wrong.strerror or wrong}{f': {wrong.filename!r:.200}' if wrong.filename else ''}",
-              file=sys.stderr)
+        print(f"error: {_failed(wrong)}", file=sys.stderr)
         return FAILED
     return 0
+
+
+NEXT_STEPS = {
+    "make room there, then the same command goes on": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "give a place that you may read and write": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "give a shorter name": (errno.ENAMETOOLONG,),
+    "give a file": (errno.EISDIR,), "give a folder": (errno.ENOTDIR,), "check the path": (errno.ENOENT, errno.EINVAL),
+    "close some programs, or raise `ulimit -n`; then the same command goes on": (errno.EMFILE, errno.ENFILE)}
+
+
+def _failed(wrong: OSError) -> str:
+    """What the system refused, about which file, and what to do."""
+    step = next((step for step, codes in NEXT_STEPS.items() if wrong.errno in codes),
+                "see to the disk or the network, then the same command goes on")
+    where = f": {wrong.filename!r:.200}" if wrong.filename else ""
+    return f"{wrong.strerror or wrong}{where}; {step}"
 
 
 def make_app(tokens: Sequence[str] = (), *, everything: bool = False) -> App:
@@ -123,7 +139,10 @@ def make_app(tokens: Sequence[str] = (), *, everything: bool = False) -> App:
 def _one_line(wrong: Exception) -> str:
     if isinstance(wrong, UnusedCliTokensError):
         return f"unexpected argument {(wrong.unused_tokens or ['?'])[0]!r}; see --help"
-    return " ".join(str(wrong).split())
+    line = " ".join(str(wrong).split())
+    if isinstance(wrong, UnknownOptionError) and "Did you mean" not in line:
+        return f"{line.rstrip('.')}; see --help"
+    return line
 
 
 def version() -> str:
@@ -238,7 +257,7 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
                values: Mapping[str, Any]) -> None:
     """Resolve the settings of a recipe, find its folder and run it there (or print its plan)."""
     from dialoom.config import load_config, near_miss
-    from dialoom.recipes.planned import how_long
+    from dialoom.recipes.planned import check_templates, how_long
     from dialoom.recipes.run import RunFolder, default_folder, hash_data
     from dialoom.recipes.shards import shard_folder
     from dialoom.tracking import check_tracker, tracked
@@ -265,6 +284,8 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
         _print_plan(recipe.plan(config), out)
         print(*asked, sep="\n", end="\n" * bool(asked))
         return
+    if asked:  # endpoints are paid, and what they say is of no use to a model that cannot talk
+        check_templates(config, whole=stage is None)
     with RunFolder(out, name, config, data_hash=data_hash, fresh=bool(options["fresh"]), log=say) as folder:
         say(f"run folder: {folder.path}")
         for line in [*how_long(recipe.plan(config), stages_of(recipe, stage)), *asked]:
@@ -272,6 +293,10 @@ def run_recipe(name: str, recipe: types.ModuleType, stage: str | None, options: 
         try:
             with tracked(tracker, folder.path, config.values()):
                 recipe.run(config, folder, stages_of(recipe, stage), say)
+        except BaseException:
+            with suppress(Exception):  # what stopped the run is what has to be told
+                _report_so_far(folder.path)
+            raise
         finally:
             for line in folder.ledger.told():
                 say(line)
@@ -318,8 +343,17 @@ def completion(shell: Literal["bash", "zsh", "fish", "powershell"] = "bash", /) 
     print(make_app(everything=True).generate_completion(prog_name="dialoom", shell=shell))
 
 
+def _report_so_far(folder: Path) -> None:
+    """The page of a run that was stopped, if anything was said in it."""
+    from dialoom.report import write_report
+    from dialoom.report.read import logs
+
+    if any(path.stat().st_size for path in logs(folder)):
+        say(f"report so far: {write_report(folder)}")
+
+
 def _report(folder: Path) -> None:
-    """The tables in the terminal, and where the page lies; a half-done run gets a page as well."""
+    """The tables in the terminal, and where the page lies."""
     from dialoom.report import results_table, write_report
     from dialoom.report.read import read_results
 

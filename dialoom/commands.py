@@ -55,17 +55,17 @@ def check(device: str | Place = "auto", **numbers: tuple[float, float]) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {least:g}")
 
 
-def _spending(budget: float, prices: tuple[str, ...]) -> Endpoints:
+def _spending(budget: float, prices: tuple[str, ...], extra: tuple[str, ...]) -> Endpoints:
     from dialoom.config import load_config
     from dialoom.models.spending import Endpoints
 
-    return load_config(Endpoints, None, None, {"budget": budget, "prices": prices})
+    return load_config(Endpoints, None, None, {"budget": budget, "prices": prices, "extra": extra})
 
 
 def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: str = "", data: str = "",
              strategies: str = "", planner: Path | None = None, limit: int = 0, seed: int = 1, brief: str = "",
              max_new_tokens: int = 48, device: Where = ANYWHERE, budget: float = 0, prices: Several = (),
-             out: Path | None = None) -> None:
+             extra: Several = (), out: Path | None = None) -> None:
     """Run one evaluation on any model, or look at a file of dialogues.
 
     Args:
@@ -86,6 +86,7 @@ def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: s
         max_new_tokens: length limit of one reply.
         budget: dollars that endpoints may cost; 0: no cap. A larger one goes on where a smaller one stopped.
         prices: what endpoints cost, each as <model>=<read>/<written>, dollars for a million tokens.
+        extra: a JSON object of fields added to every request to an endpoint, or <model>=<object>.
         out: also write the rows to this file, as results.json has them, and what endpoints cost beside it.
     """
     from dialoom.evaluate import run_named
@@ -95,7 +96,7 @@ def evaluate(name: str, /, *, model: str = "pocket", partner: str = "", judge: s
     check(device, limit=(limit, 0), max_new_tokens=(max_new_tokens, 1), budget=(budget, 0))
     command = (name, model, partner, judge, data, strategies, limit, seed, brief, max_new_tokens,
                *([str(planner)] if planner else []))
-    with until_done(_spending(budget, prices), "eval", *command, log=note, out=out):
+    with until_done(_spending(budget, prices, extra), "eval", *command, log=note, out=out):
         run_named(name, model, partner=partner, judge=judge, data=data, strategies=strategies, planner=planner,
                   limit=limit, seed=seed, brief=brief, max_new_tokens=max_new_tokens, device=device, out=out)
 
@@ -116,7 +117,7 @@ def show(run: Path, /, *, tree: str | None = None, limit: int = 1) -> None:
 
 def chat(model: str = "", /, *, beside: str = "", planner: Path | None = None, brief: str = "",
          temperature: float = 0.7, max_new_tokens: int = 200, seed: int = 0, device: Where = ANYWHERE,
-         budget: float = 0, prices: Several = ()) -> None:
+         budget: float = 0, prices: Several = (), extra: Several = ()) -> None:
     """Talk with a model, or with two side by side. /help lists what can be typed.
 
     Args:
@@ -131,13 +132,14 @@ def chat(model: str = "", /, *, beside: str = "", planner: Path | None = None, b
         seed: the same words in the same order get the same replies.
         budget: dollars that endpoints may cost; 0: no cap.
         prices: what endpoints cost, each as <model>=<read>/<written>, dollars for a million tokens.
+        extra: a JSON object of fields added to every request to an endpoint, or <model>=<object>.
     """
     from dialoom.chat import talk
     from dialoom.models.ledger import Ledger, recording
 
     one_thread_for_pocket(model, beside)
     check(device, temperature=(temperature, 0), max_new_tokens=(max_new_tokens, 1), budget=(budget, 0))
-    ledger = Ledger(None, _spending(budget, prices))
+    ledger = Ledger(None, _spending(budget, prices, extra))
     ledger.flag = "--"
     with recording(ledger):
         talk(model, beside=beside, planner=planner, brief=brief, temperature=temperature,
@@ -233,7 +235,8 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 1, jobs: int = 0) -> None
 
 def scorecard(model: str, /, *, planner: Path | None = None, evals: Several = (), partner: str = "pocket",
               judge: str = "", author: str = "", data: str = "", limit: int = 30, seed: int = 1,
-              device: Where = ANYWHERE, budget: float = 0, prices: Several = (), out: Path | None = None) -> None:
+              device: Where = ANYWHERE, budget: float = 0, prices: Several = (), extra: Several = (),
+              out: Path | None = None) -> None:
     """Run every evaluation that needs no file of yours on one model or endpoint; print a card with intervals.
 
     Args:
@@ -249,6 +252,7 @@ def scorecard(model: str, /, *, planner: Path | None = None, evals: Several = ()
         seed: draws them.
         budget: dollars that endpoints may cost; 0: no cap. A larger one goes on where a smaller one stopped.
         prices: what endpoints cost, each as <model>=<read>/<written>, dollars for a million tokens.
+        extra: a JSON object of fields added to every request to an endpoint, or <model>=<object>.
         out: also write the card here, the rows beside it as .json, and what endpoints cost as .usage.json.
     """
     from dialoom.models.ledger import until_done
@@ -257,7 +261,7 @@ def scorecard(model: str, /, *, planner: Path | None = None, evals: Several = ()
     one_thread_for_pocket(model, partner, judge)
     check(device, limit=(limit, 0), budget=(budget, 0))
     command = (model, evals, partner, judge, author, data, limit, seed, *([str(planner)] if planner else []))
-    with until_done(_spending(budget, prices), "scorecard", *command, log=note, out=out):
+    with until_done(_spending(budget, prices, extra), "scorecard", *command, log=note, out=out):
         say(run_scorecard(model, planner=planner, evals=evals, partner=partner, judge=judge, author=author, data=data,
                           limit=limit, seed=seed, device=device, out=out))
 
@@ -296,13 +300,14 @@ def view(*runs: Path, html: Path | None = None, port: int = 8770, limit: int = 0
 
 def audit(source: Path, /, *, model: str = "", arm: str = "", judge: str = "", embedding: str = "ngrams",
           max_length: int = 0, cut_at: int = 0, rows: int = 4, limit: int = 0, open: str = "", html: Path | None = None,
-          json: bool = False, strict: bool = False, device: str = "auto") -> None:
+          json: bool = False, strict: bool = False, device: str = "auto", budget: float = 0, prices: Several = (),
+          extra: Several = ()) -> None:
     """Look at training data before training: tokens, masks, and what simulators get wrong; exit code 2 on errors.
 
     Args:
         source: a run's folder, or a file: transcripts (ShareGPT, messages), pairs (TRL's layout), a trees.jsonl.
         model: whose template and tokenizer the rows are for. Without it: the run's; of a file, tokens are left out.
-        arm: another training set of the run than its main one.
+        arm: another training set of the run than its main one; harden: what the defender of a red-teaming run learned.
         judge: a model that says whether simulated users leave their persona (50 dialogues are asked about).
         embedding: by which users are held against their personas, as `dialoom personas check` takes it.
         max_length: tokens of a row that the trainer keeps; 0: the model's context.
@@ -314,13 +319,20 @@ def audit(source: Path, /, *, model: str = "", arm: str = "", judge: str = "", e
         json: print JSON.
         strict: exit code 2 on warnings, too.
         device: where a judge or an embedding computes: cpu, cuda, mps or auto.
+        budget: dollars that a judge behind a server may cost; 0: no cap. A larger one goes on where a smaller one
+            stopped.
+        prices: what it costs, as <model>=<read>/<written>, dollars for a million tokens.
+        extra: a JSON object of fields added to every request to it.
     """
     from dialoom.audit import audit as examine
+    from dialoom.models.ledger import until_done
 
     one_thread_for_pocket(model, judge)
-    check(device, max_length=(max_length, 0), cut_at=(cut_at, 0), rows=(rows, 0), limit=(limit, 0))
-    examine(source, model=model, arm=arm, judge=judge, embedding=embedding, max_length=max_length, cut_at=cut_at,
-            rows=rows, limit=limit, open_id=open, strict=strict, as_json=json, html=html, device=device, log=say)
+    check(device, max_length=(max_length, 0), cut_at=(cut_at, 0), rows=(rows, 0), limit=(limit, 0),
+          budget=(budget, 0))
+    with until_done(_spending(budget, prices, extra), "audit", str(source), judge, limit, log=note):
+        examine(source, model=model, arm=arm, judge=judge, embedding=embedding, max_length=max_length, cut_at=cut_at,
+                rows=rows, limit=limit, open_id=open, strict=strict, as_json=json, html=html, device=device, log=say)
 
 
 COMMANDS: Mapping[str, Callable[..., Any]] = {

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from dialoom.errors import ConfigError
+from dialoom.errors import ConfigError, ModelError
 from dialoom.text import MAX_NESTING, UNUSABLE
 
 Values = dict[str, Any]
@@ -37,7 +37,12 @@ class Config(BaseModel):
 
     def identity(self) -> Values:
         """The settings that decide what a run finds, as plain JSON values."""
-        return {name: value for name, value in self.values().items() if name not in self.not_identity}
+        return self.deciding(self.values())
+
+    @classmethod
+    def deciding(cls, values: Values) -> Values:
+        """Those of some settings of this class, as plain JSON values, that decide what a run finds."""
+        return {name: value for name, value in values.items() if name not in cls.not_identity}
 
     def to_yaml(self) -> str:
         """The settings as a file that `load_config` reads back."""
@@ -60,6 +65,8 @@ def load_config(config_type: type[C], preset: C | None = None, file: str | Path 
     except ValidationError as wrong:
         lines = [_explain(config_type, error, flags, file) for error in wrong.errors()]
         raise ConfigError("; ".join(lines)) from None
+    except ModelError as wrong:  # about a value that must not be shown, as an address that holds a key
+        raise ConfigError(str(wrong)) from None
 
 
 def read_yaml(path: str | Path) -> Values:

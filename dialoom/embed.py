@@ -151,7 +151,9 @@ class SentenceTransformer:
             raise ModelError(f"st:{model} needs a package that is not installed; `pip install sentence-transformers`, "
                              "or take the embedding ngrams") from None
         try:
-            self._model = sentence_transformers.SentenceTransformer(model, device=None if device == "auto" else device)
+            self._model = sentence_transformers.SentenceTransformer(
+                model, device=None if device == "auto" else device, trust_remote_code=False,
+                model_kwargs={"use_safetensors": True})
         except (OSError, ValueError, RuntimeError) as wrong:
             raise ModelError(f"st:{model} cannot be loaded ({' '.join(str(wrong).split()):.200}); give a folder or the "
                              "name of a sentence-transformers model") from None

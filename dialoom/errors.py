@@ -34,7 +34,7 @@ class ModelError(DialoomError, RuntimeError):
 
 
 class EndpointError(ModelError, ConnectionError):
-    """An endpoint that did not answer, or whose answer carries no text, after all retries."""
+    """An endpoint that does not answer after all retries, serves nobody, or never gave anything that can be used."""
 
 
 class BudgetError(ModelError):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import reprlib
+import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,31 @@ def write_whole(path: str | Path, data: str | bytes) -> None:
         with contextlib.suppress(OSError):  # its folder may be a file
             temporary.unlink()
         raise stopped(path, wrong) from None
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A draft to write files into, which becomes `folder` once they are on the disk; an older one is then replaced.
+
+    Raises: StoreError: if it cannot be written; an older folder of this name is then untouched.
+    """
+    draft, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{part}.tmp") for part in ("new", "old"))
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        for path in (*draft.rglob("*"), draft):
+            sync(path)
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+        sync(folder.parent)
+    except OSError as wrong:
+        raise wrong if isinstance(wrong, StoreError) else stopped(folder, wrong) from None
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for rest in (draft, old):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def remove_drafts(folder: Path) -> None:
@@ -201,6 +228,49 @@ def read_rows(path: str | Path, *, log: Log = warn) -> list[Row]:
             raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
         rows.append(row)
     return rows
+
+
+def read_text(path: str | Path) -> str:
+    """What a text file holds. Raises StoreError, naming it, if it cannot be read or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise StoreError(f"{path}: cannot be read ({getattr(wrong, 'strerror', None) or wrong})") from None
+
+
+def read_steps(path: str | Path, last: float = math.inf) -> list[Row]:
+    """What a training noted, a row of numbers for each step or validation; nothing where there is no file.
+
+    Args:
+        last: of the checkpoint that a training goes on from; rows of later steps are left out, and a file that does
+            not come so far is told.
+    Raises:
+        StoreError: if the file cannot be read.
+        DataError: naming file and line, if a line is no such row.
+    """
+    rows = read_rows(path) if Path(path).exists() else []
+    for line, row in enumerate(rows, 1):
+        if not isinstance(row.get("step"), int) or not all(isinstance(value, int | float | None)
+                                                           for value in row.values()):
+            raise DataError(f"{path}:{line}: expected numbers and among them a step, found {reprlib.repr(row)}; remove "
+                            "the file, which loses the curve of what was trained so far and nothing else")
+    kept = [row for row in rows if row["step"] <= last]
+    if not kept and last == math.inf and Path(path).exists():
+        warn(f"{path}: is empty, so this curve is lost; the training is not")
+    elif max((row["step"] for row in kept), default=0) < last < math.inf:
+        warn(f"{path}: lost what was noted up to step {last}; its curve has a gap, the training has none")
+    return kept
+
+
+def read_answers(path: Path | None, names: Collection[str]) -> dict[str, Row]:
+    """What a model was asked, by `key`, with what came of it; nothing where there is no file.
+
+    Args:
+        names: what a row must have; one without counts as never asked.
+    Raises: as `read_rows`.
+    """
+    rows = read_rows(path) if path is not None and path.exists() else []
+    return {str(row["key"]): row for row in rows if row.keys() >= {"key", *names}}
 
 
 # ------------------------------------------------------------------------------------------------ locks

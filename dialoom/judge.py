@@ -70,12 +70,12 @@ class LogitJudge:
 
     def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict | None]:
         weights = self.model.choose([self.question(dialogue) for dialogue in dialogues], list(self.options))
-        return [Verdict({self.name: _probability(row)}) for row in weights]
+        return [None if row is None else Verdict({self.name: _probability(row)}) for row in weights]
 
 
 @dataclass(frozen=True)
 class LogitComparer:
-    """Asks a model A or B in both orders; a tie where the orders disagree."""
+    """Asks a model A or B in both orders; a tie where the orders disagree, None where one of them could not be read."""
 
     name: str
     model: ScoringModel
@@ -86,8 +86,8 @@ class LogitComparer:
         asked = [self.question(*triple) for triple in zip(dialogues, left, right, strict=True)]
         swapped = [self.question(*triple) for triple in zip(dialogues, right, left, strict=True)]
         weights = self.model.choose([*asked, *swapped], ["A", "B"])
-        firsts = [row[0] > row[1] for row in weights]
-        return ["tie" if one == other else "left" if one else "right"
+        firsts = [None if row is None else row[0] > row[1] for row in weights]
+        return [None if one is None or other is None else "tie" if one == other else "left" if one else "right"
                 for one, other in zip(firsts[:len(asked)], firsts[len(asked):], strict=True)]
 
 

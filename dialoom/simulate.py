@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from dialoom.dialogue import Brief, Chat, Dialogue, DialogueTree, Turn, chat_view, turn_id
 from dialoom.judge import Judge
-from dialoom.models.base import ChatModel, Sampling
+from dialoom.models.base import ENDED, ChatModel, Sampling
 
 NO_BRIEF = Brief("", "")
+FINISH = "finish"  # notes how a reply ended where it was cut off, or why there is none
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Request:
     """A reply that is going to be asked for: its turn id is known before anything is said.
 
     Attributes:
-        notes: of the turn; `speak` may add what it learns of the reply.
+        notes: of the turn; `speak` may add what it learns of the reply, as why there is none (`FINISH`).
     """
 
     id: str
@@ -86,7 +87,7 @@ class ModelSpeaker:
         replies = self.model.chat([request.chat for request in requests], self.sampling,
                                   [request.id for request in requests])
         for request, reply in zip(requests, replies, strict=True):
-            request.notes.update(reply.notes)
+            request.notes.update(reply.notes if reply.finish in ENDED else {FINISH: reply.finish})
         return [reply.text for reply in replies]
 
 
@@ -156,7 +157,8 @@ def _say(batch: Sequence[tuple[DialogueTree, Turn | None, Request]], speaker: Sp
     for (tree, parent, request), text in zip(batch, texts, strict=True):
         if not text.strip():
             if sink:
-                sink.skip(tree.id, request.id, "empty reply")
+                why = str(request.notes.get(FINISH, ""))
+                sink.skip(tree.id, request.id, why if why and why not in ENDED else "empty reply")
             continue
         turn = tree.add(Turn(request.id, parent.id if parent else None, speaker.name, text, dict(request.notes)))
         said.setdefault(tree.id, (tree, []))[1].append(turn)

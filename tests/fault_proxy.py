@@ -65,10 +65,11 @@ def request_of(body: Body) -> str:
 
 @contextmanager
 def stub(reply: Callable[[Body], str], *, delay: float = 0.0, top: Callable[[Body], dict[str, float]] | None = None,
-         ) -> Iterator[tuple[str, Counter[str]]]:
+         refuse: Callable[[Body], tuple[int, str]] = lambda body: (200, "")) -> Iterator[tuple[str, Counter[str]]]:
     """A server that says what `reply` says, and how often it was asked for each request.
 
     Args:
+        refuse: the status of the answer to a request and, where that is not 200, what the server says instead.
         top: log-probabilities of the first token's alternatives; None: it gives none.
     """
     asked: Counter[str] = Counter()
@@ -80,6 +81,9 @@ def stub(reply: Callable[[Body], str], *, delay: float = 0.0, top: Callable[[Bod
             with guard:
                 asked[request_of(body)] += 1
             time.sleep(delay)
+            status, why = refuse(body)
+            if status != 200:
+                return self.give(status, json.dumps({"error": {"message": why}}).encode())
             text = reply(body)
             choice: Body = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
             if body.get("logprobs") and top is not None:
@@ -89,6 +93,7 @@ def stub(reply: Callable[[Body], str], *, delay: float = 0.0, top: Callable[[Bod
             with suppress(OSError):  # the client was killed
                 self.give(200, json.dumps({"choices": [choice], "usage": {
                     "prompt_tokens": words, "completion_tokens": len(text.split())}}).encode())
+            return None
 
     with serving(Stub) as address:
         yield address, asked

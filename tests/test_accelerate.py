@@ -156,16 +156,41 @@ def test_a_whole_recipe_in_two_processes_is_that_of_one_and_only_the_first_write
     assert said[1] == ""
     subprocess.run([sys.executable, "-c", COMMAND, "pbt", "-c", *settings, "--out", str(tmp_path / "one")], cwd=ROOT,
                    env=environment(), check=True, capture_output=True)
-    assert (tmp_path / "one" / "pairs.jsonl").read_text() == (tmp_path / "two" / "pairs.jsonl").read_text()
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert_same_run(tmp_path / "one", tmp_path / "two", "adapter" if tune == "lora" else "model")
+    one = curve(tmp_path / "one")
     assert len(one) == 3 * (4 + 4 + len([row for row in one if "eval_overall" in row]) // 3)
-    for left, right in zip(one, two, strict=True):
+
+
+def assert_same_run(one: Path, two: Path, trained: str) -> None:
+    """The pairs, curves and weights of two runs, and what lies in their folders; nothing is left of sharing."""
+    assert (one / "pairs.jsonl").read_text() == (two / "pairs.jsonl").read_text()
+    for left, right in zip(curve(one), curve(two), strict=True):
         assert left == pytest.approx(right, rel=1e-3, abs=1e-4)
-    trained = "adapter" if tune == "lora" else "model"
-    assert_same_weights(tmp_path / "one" / trained, tmp_path / "two" / trained)
-    assert not list((tmp_path / "two").rglob("start"))
-    listed = [{str(path.relative_to(run)) for path in run.rglob("*")} for run in (tmp_path / "one", tmp_path / "two")]
+    assert_same_weights(one / trained, two / trained)
+    assert not list(two.rglob("start"))
+    listed = [{str(path.relative_to(run)) for path in run.rglob("*")} for run in (one, two)]
     assert listed[0] == listed[1]
+
+
+@pytest.mark.slow
+def test_the_launcher_itself_runs_an_aloe_recipe_in_two_processes_as_it_is_in_one(tmp_path: Path):
+    import yaml
+
+    stage = {"max_steps": 3, "batch_pairs": 4, "lr": 1e-3}
+    settings = tmp_path / "aloe.yaml"
+    settings.write_text(yaml.safe_dump({
+        "device": "cpu", "model": f"hf:{save_tiny(tmp_path / 'llama')}", "responder": "pocket", "train_count": 4,
+        "eval_count": 1, "turns": 2, "shift_at": 0, "baselines": [], "ceiling": "", "max_new_tokens": 24, "sft": stage,
+        "dpo": stage}))
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(port())]
+    for name, launcher in (("two", [*launch, "-m"]), ("one", [])):
+        done = subprocess.run([sys.executable, "-m", *launcher, "dialoom", "aloe", "-c", str(settings), "--out",
+                               str(tmp_path / name)], cwd=ROOT, env=environment(HF_HOME=str(tmp_path / "hub")),
+                              text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("run folder:") == 1  # of the two, one speaks
+    assert len(curve(tmp_path / "one")) >= 3 * 3  # sft_preferred, sft_rejected, dpo
+    assert_same_run(tmp_path / "one", tmp_path / "two", "model")
 
 
 LED = SETTINGS + """

@@ -25,6 +25,7 @@ from dialoom.models.scripted import ScriptedModel
 from dialoom.pocket.world import personas as world
 from dialoom.scenarios.personas import from_world
 from dialoom.store import TreeLog, write_rows
+from tests.test_report import hardened
 
 TOPICS = ("bread", "Norway", "a flat tyre", "chess openings", "tax forms", "bees", "violins", "glaciers", "a sore knee",
           "tulips", "old maps", "solar panels", "sleep", "goats", "the tides", "sourdough", "camping stoves", "Latin",
@@ -364,6 +365,20 @@ def test_what_cannot_be_audited_is_refused_in_a_line(tmp_path: Path) -> None:
         read_material(tmp_path / "empty.jsonl")
     with pytest.raises(ConfigError, match="no run's folder"):
         read_material(written(tmp_path / "talk.jsonl", transcripts()), arm="x")
+
+
+def test_a_hardened_defender_s_attacks_and_pairs_are_an_arm(tmp_path: Path) -> None:
+    run = hardened(tmp_path / "dat-1")
+    whole, arm = read_material(run), read_material(run, arm="harden")
+    assert [tree.id for tree in whole.trees] == ["explored"] and "--arm guard" in whole.notes[-1]
+    assert read_material(run, arm="guard").pairs == arm.pairs, "as export calls it"
+    assert [tree.id for tree in arm.trees] == ["attack"]
+    assert [(pair.kind, pair.rejected) for pair in arm.pairs] == [("attack", "It is ladder."),
+                                                                  ("ordinary", "I keep it.")]
+    assert (arm.kind, arm.model, arm.batch) == ("run", "pocket", 2)
+    (run / "harden" / "pairs.jsonl").unlink()
+    with pytest.raises(ConfigError, match="holds no pairs; a run has them after `dialoom dat --scenes redteam"):
+        read_material(run, arm="harden")
 
 
 def test_tree_log_and_half_a_run_are_linted(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ import pytest
 from bench.browser import browser, find_chromium
 from dialoom.dialogue import DialogueTree, Scenario, Turn
 from dialoom.report import visible, write_page
+from dialoom.report.summary import Found, Matrix, Square, summary_page
+from dialoom.report.table import grids
 from dialoom.select import pair_of
 from dialoom.store import TreeLog, append_row, write_rows
 from dialoom.view import serve
-from tests.test_report import HOSTILE, debate, run_folder
+from tests.test_report import HOSTILE, debate, hardened, results, run_folder
 
 pytest.importorskip("playwright.sync_api", reason="the viewer is not tested in a browser: no playwright (extra `dev`)")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
@@ -84,6 +86,7 @@ def hostile_folder(tmp_path: Path, text: str) -> Path:
     (folder / "stages").mkdir()
     (folder / "stages" / "x.json").write_text(json.dumps({"stage": text, "seconds": 1, "finished": text}))
     (folder / "funnel.json").write_text(json.dumps({text: {"generated": 3}}))
+    (folder / "briefs.json").write_text(json.dumps({text: text}))
     return folder
 
 
@@ -247,7 +250,8 @@ def test_notes_of_a_turn_are_shown(tab: Tab, tmp_path: Path) -> None:
         log.add_tree(tree)
     page = tab.open(write_page([tmp_path], tmp_path / "page.html"), "#dialogues/0/trees/s/t")
     assert "anchor high" in page.inner_text(".turn.current")
-    assert page.get_attribute(".turn.current .columns-mini", "aria-label") == "action of 3 numbers"
+    assert page.get_attribute(".turn.current .columns-mini", "aria-label") == (
+        "action of 3 numbers, largest number 3: 1, number 1: 0.5"), "what a screen reader hears"
     assert page.locator(".turn.current .columns-mini rect.minus").count() == 1
     assert "dropped: empty" in page.inner_text(".turn.lost") and "(nothing)" in page.inner_text(".turn.lost")
     assert not page.is_visible("text=sell dear"), "private text is shown on demand only"
@@ -256,6 +260,76 @@ def test_notes_of_a_turn_are_shown(tab: Tab, tmp_path: Path) -> None:
     page.click("summary:has-text('in full')")
     page.click("summary:has-text('as JSON')")
     assert json.loads(page.inner_text(".full pre"))["notes"]["why"] == "of it"
+
+
+def test_a_private_brief_unfolds_where_the_run_wrote_it_down(tab: Tab, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    page = tab.open(write_page([folder], tmp_path / "page.html"), "#dialogues/0/trees/q0/q0d")
+    page.click("summary:has-text('in full')")
+    assert "resist" in page.inner_text(".full") and page.locator("details.brief").count() == 0, "an older run's name"
+    with TreeLog(folder / "evals" / "few.jsonl") as log:
+        log.add_tree(debate("q0"))
+    (folder / "briefs.json").write_text(json.dumps({
+        "resist": "Keep your own answer.", "evals/few/resist": "Keep it here.", "accept": ""}))
+    for address, name, text in (("trees/q0/q0d", "resist", "Keep your own answer."),
+                                ("evals%2Ffew/q0/q0d", "resist", "Keep it here."),
+                                ("trees/q0/q0e", "accept", "(no system message)")):
+        page = tab.open(write_page([folder], tmp_path / "page.html"), f"#dialogues/0/{address}")
+        page.click("summary:has-text('in full')")
+        assert not page.is_visible(f"text={text}"), "private text is shown on demand only"
+        page.click(f"details.brief summary:has-text('{name}')")
+        assert page.inner_text("details.brief p") == text
+    assert tab.said == []
+
+
+def test_search_finds_whom_a_dialogue_is_with_and_says_where(tab: Tab, tmp_path: Path) -> None:
+    with TreeLog(tmp_path / "trees.jsonl") as log:
+        for name, home in (("one", "She lives on an island."), ("two", "She lives in a city.")):
+            tree = DialogueTree(Scenario(name, "", facts={"persona": {"facts": [home]}}), name)
+            tree.add(Turn(f"{name}-a", None, "user", "Hello from the harbour."))
+            log.add_tree(tree)
+    page = tab.open(write_page([tmp_path], tmp_path / "page.html"), "#dialogues")
+    page.fill("#search", "island")
+    page.wait_for_selector(".row .chip:text-is('in the private part')")
+    assert page.locator(".row").count() == 1 and "1 dialogue, 0 turns found" in page.inner_text(".status")
+    page.locator(".row").click()
+    page.click("summary:has-text('Private')")
+    assert page.inner_text("dl mark") == "island"
+    page.fill("#search", "harbour")
+    page.wait_for_function("document.querySelectorAll('.row').length === 2")
+    assert page.locator(".chip:text-is('in the private part')").count() == 0
+    assert tab.said == []
+
+
+def test_of_many_strategies_one_types_a_part(tab: Tab, tmp_path: Path) -> None:
+    with TreeLog(tmp_path / "trees.jsonl") as log:
+        for number in range(210):
+            tree = DialogueTree(Scenario(f"s{number}", "Hi"), f"t{number:03}")
+            asked = f"ask for {'costs' if number < 3 else number}"
+            tree.add(Turn(f"u{number}", None, "user", "Why?", {"strategy": asked}))
+            tree.add(Turn(f"v{number}", f"u{number}", "assistant", "Because.", {"brief": f"so {number}"}))
+            log.add_tree(tree)
+    page = tab.open(write_page([tmp_path], tmp_path / "page.html"), "#dialogues")
+    page.click("summary:has-text('Filters')")
+    field = ".choices label:has-text('Brief or strategy') input"
+    assert page.get_attribute(field, "placeholder") == "part of one of 418"
+    page.fill(field, "FOR COSTS")
+    page.wait_for_function("document.querySelector('.status').textContent.startsWith('3 dialogues, 3 turns')")
+    page.fill(field, "brief: so 7")   # exactly that one, not those that go on
+    page.wait_for_function("document.querySelector('.status').textContent.startsWith('1 dialogue, 1 turn')")
+    assert tab.said == []
+
+
+def test_a_hardened_defender_s_pairs_are_edges_of_the_attacks(tab: Tab, tmp_path: Path) -> None:
+    page = tab.open(write_page([hardened(tmp_path / "dat-1")], tmp_path / "page.html"),
+                    "#dialogues/0/harden%2Fattacks/attack/d")
+    assert page.locator(".map .edge.rejected").count() == 1 and page.locator(".map .edge.chosen").count() == 1
+    assert "It is ladder." in page.inner_text(".turn.rejected .said")
+    assert "I keep it." in page.inner_text(".turn.chosen .said")
+    page.click("summary:has-text('Filters')")
+    page.select_option(".choices label:has(> span:text-is('Pairs')) select", "=ordinary")
+    page.wait_for_selector(".row:has-text('harden/pairs')")
+    assert page.locator(".row").count() == 1 and tab.said == []
 
 
 def test_two_runs_stand_side_by_side(tab: Tab, tmp_path: Path) -> None:
@@ -304,6 +378,27 @@ def test_everyone_can_read_it(chromium: Any, tmp_path: Path, scheme: str, width:
             found = axe.run(page).response["violations"]
             assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{part} is too wide"
+    tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 390])
+def test_everyone_can_read_the_summary_of_several_runs(chromium: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe to test accessibility with").Axe()
+    heads = [(f"{name} ↑", f"what {name} is") for name in ("flip-flop", "misinformation", "alignment", "chat quality",
+                                                           "win rate over base", "are you sure", "social", "guard")]
+    squares = [Square("50.0 [40.0, 60.0]", tone) for tone in ("better", "worse", *[""] * 5)] + [Square("n/a")]
+    matrix = Matrix(heads, [(name, squares) for name in ("base", "pocket-guard, hardened")], ["guard: no guard"])
+    found = [Found("PBT: to hold", grids(results()), "pbt/report.html")]
+    (tmp_path / "summary.html").write_text(summary_page("What came out", found, matrix))
+    tab = Tab(chromium, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab.page.goto((tmp_path / "summary.html").as_uri())
+    violations = axe.run(tab.page).response["violations"]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in violations] == []
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "too wide"
+    heads = tab.page.locator(".crossed thead th").all()
+    assert all(head.evaluate("one => one.scrollWidth <= one.clientWidth + 1") for head in heads)
+    assert tab.said == []
     tab.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from dialoom import cli
 from dialoom.chat import Voice, converse
 from dialoom.config import Config
 from dialoom.dialogue import DialogueTree, Scenario, Turn
-from dialoom.errors import ModelError
+from dialoom.errors import BudgetError, DataError, ModelError
 from dialoom.models.base import GREEDY, Sampling
 from dialoom.models.load import load_model
 from dialoom.models.scripted import ScriptedModel
@@ -184,10 +185,35 @@ def test_a_setting_that_is_newer_than_the_run_does_not_part_it_from_its_folder(t
     assert cli.main(["toy", "--out", "run"]) == 0
 
 
-def test_completion_knows_the_recipes_flags(capsys):
-    assert cli.main(["completion", "zsh"]) == 0
+@pytest.mark.parametrize(("shell", "begins"), [
+    ("bash", "complete -F"), ("zsh", "#compdef dialoom"), ("fish", "complete -c dialoom"),
+    ("powershell", "Register-ArgumentCompleter")])
+def test_completion_knows_commands_and_the_recipes_flags_in_every_shell(shell, begins, capsys):
+    assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    assert "--first-temperature" in script and "scorecard" in script
+    assert begins in script and "first-temperature" in script and "resume" in script
+    assert all(name in script for name in (*cli.RECIPES, "scorecard"))
+    checks = {"bash": ["bash", "-n"], "zsh": ["zsh", "-n"], "fish": ["fish", "--no-execute"]}
+    if shell in checks and shutil.which(shell):
+        done = subprocess.run(checks[shell], input=script, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_bash_completes_what_was_begun(tmp_path, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "dialoom.bash"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words):
+        asked = (f'source {script}; COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; '
+                 'completes=$(complete -p dialoom | sed "s/.*-F \\([^ ]*\\) .*/\\1/"); $completes; '
+                 'echo "${COMPREPLY[@]}"')
+        done = subprocess.run(["bash", "--norc", "-c", asked], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert completed("dialoom", "sco") == ["scorecard"]
+    assert "--first-temperature" in completed("dialoom", "pbt", "--first")
 
 
 def test_a_dry_run_prints_the_plan_and_makes_nothing(toy, tmp_path, capsys):
@@ -205,6 +231,44 @@ def test_ctrl_c_says_how_to_continue(toy, capsys):
     toy.run = stop
     assert cli.main(["toy"]) == 130
     assert "stopped; the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stop", "code"), [
+    (KeyboardInterrupt(), 130), (BudgetError("spent"), 3), (DataError("no"), 2), (OSError(28, "No space left"), 2)])
+def test_a_run_that_was_stopped_has_a_page_of_what_was_said(toy, capsys, stop, code):
+    def run(config, folder, stages, log):
+        with TreeLog(folder.path / "trees.jsonl") as sink:
+            sink.add_tree(tree := DialogueTree(Scenario("s", "Hello?"), "t"))
+            sink.add_turns(tree, [Turn("a", None, "A", "Hi.")])
+        raise stop
+
+    toy.run = run
+    assert cli.main(["toy", "--out", "run"]) == code
+    told = capsys.readouterr()
+    assert "report so far: run/report.html" in told.err + told.out
+    page = Path("run/report.html").read_text()
+    assert "Nothing has been evaluated yet; the same command continues the run." in page
+    assert '"trees": 1, "turns": 1' in page or '"trees":1,"turns":1' in page
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_why_a_run_stopped(toy, capsys):
+    def run(config, folder, stages, log):
+        (folder.path / "trees.jsonl").write_text("x\n")
+        (folder.path / "results.json").write_text("{")
+        raise DataError("what went wrong")
+
+    toy.run = run
+    assert cli.main(["toy", "--out", "run"]) == 2
+    assert "what went wrong" in capsys.readouterr().err and not Path("run/report.html").exists()
+
+
+def test_a_run_that_said_nothing_has_no_page(toy, capsys):
+    def run(config, folder, stages, log):
+        raise DataError("settings that do not go together")
+
+    toy.run = run
+    assert cli.main(["toy", "--out", "run"]) == 2
+    assert "report" not in capsys.readouterr().err and not Path("run/report.html").exists()
 
 
 def test_sigterm_stops_like_ctrl_c_with_its_own_code(toy, capsys):

@@ -153,6 +153,18 @@ def test_trees_are_grown_for_every_question_in_both_orders_and_shown(run):
     assert (run / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_every_private_brief_that_turns_note_can_be_read_in_the_run(run, tmp_path):
+    done("aloe dialogues --train-count 2 --eval-count 2 --turns 3 --shift-at 0 --out aloe", tmp_path)
+    for folder, names in ((run, {"resist", "accept", "logical", "emotional", "credibility"}),
+                          (tmp_path / "aloe", {"hinted", "plain"})):
+        noted = {turn.notes.get("brief") for tree in read_trees(folder / "trees.jsonl").values() for turn in tree}
+        assert noted - {None} == names
+        told = json.loads((folder / "briefs.json").read_text())
+        assert names <= set(told) and told["plain" if "plain" in names else "neutral"] == ""
+        assert all(told[name] for name in names - {"plain"})
+    assert "what the user has let out" in told["hinted"] and "{hint}" not in told["hinted"]
+
+
 def test_the_same_command_again_says_nothing_again(copied):
     before = (copied / "trees.jsonl").read_bytes()
     again = done("pbt trees --limit 8 --out run", copied.parent)

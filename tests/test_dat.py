@@ -1,8 +1,7 @@
-"""DAT from end to end on pocket, small; its parts by hand: codes, exploration, what is earned, what is measured."""
+"""DAT's parts by hand: actions, exploration, codes, what is earned, what is measured, what is refused."""
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,20 @@ from dialoom.files import read_rows
 from dialoom.models.base import Sampling
 from dialoom.models.exploration import Exploration, Fixed
 from dialoom.models.load import load_model
-from dialoom.models.steering import Planner, PlannerShape, SteeredModel, Steering, UpMapping, corner, load_steered
+from dialoom.models.steering import (
+    Planner,
+    PlannerShape,
+    SteeredModel,
+    Steering,
+    UpMapping,
+    corner,
+    on_sphere,
+)
 from dialoom.recipes import dat
-from dialoom.recipes.dat_collect import explore, taken, turns_of
-from dialoom.recipes.dat_config import CloneStage, DatConfig, Sweep
+from dialoom.recipes.dat_collect import explore, exploring, taken, turns_of
+from dialoom.recipes.dat_config import CloneStage, DatConfig
 from dialoom.recipes.dat_eval import Parts, constants, differences, language, spread, subject, subjects
 from dialoom.recipes.dat_social import social_side
-from dialoom.recipes.run import RunFolder
 from dialoom.store import TreeLog
 from dialoom.train.cloning import Reply, frozen, reply_loss
 from dialoom.train.coded import Coding, coded_clone, shared_loss, sorts_of
@@ -73,6 +79,44 @@ def test_exploring_corners_visits_all_of_them_and_only_its_share_of_replies_expl
     half = Exploration("corners", 0.05, 2.0, share=0.5)(own, keys, 1.0)
     kept = (half == own).all(1)
     assert 150 < int(kept.sum()) < 250 and half[~kept].equal(found[~kept])
+
+
+@pytest.mark.parametrize("mapping", ["pca", "clone", "coded"])
+def test_around_the_planner_so_far_noise_decides_how_far_actions_stray_under_every_mapping(mapping):
+    own = on_sphere(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), 2.0)
+    keys = [f"reply {at}" for at in range(300)]
+
+    def varied(noise, turn=2):
+        config = DatConfig(mapping=mapping, exploration="around", explore=1.0, noise=noise)
+        return exploring(config, 2.0, turn)(own, keys, 1.0)
+
+    cosines = [float(torch.cosine_similarity(varied(noise), own).mean()) for noise in (0.0, 0.05, 0.3)]
+    assert cosines[0] == pytest.approx(1.0) and cosines[0] > cosines[1] > 0.95 > cosines[2] > 0.5
+    assert varied(0.3).norm(dim=-1).tolist() == pytest.approx([2.0] * 300, rel=1e-5)
+    assert abs(float(torch.cosine_similarity(varied(0.05, turn=1), own).mean())) < 0.1  # no planner to be around yet
+
+
+def test_by_default_later_passes_explore_everywhere_in_half_of_their_turns():
+    for mapping, kind in (("pca", "uniform"), ("clone", "uniform"), ("coded", "corners")):
+        config = DatConfig(mapping=mapping)
+        assert exploring(config, 0.8) == Exploration(kind, 0.1, 0.8, 1.0)
+        assert exploring(config, 0.8, 2) == Exploration(kind, 0.1, 0.8, 0.5)
+
+
+def test_a_later_pass_around_the_planner_is_collected_around_what_it_does(pocket, tmp_path):
+    side = social_side(SMALL, pocket)
+    steering = Steering(UpMapping.pca(pocket, 4, tokens=1), Planner.of(pocket, 4, hidden=(8,), norm=2.0),
+                        position="end")
+    near = {}
+    for where in ("around", "everywhere"):
+        config = SMALL.model_copy(update={"mapping": "pca", "exploration": where, "explore": 1.0, "noise": 0.05})
+        replay = Replay(tmp_path / f"{where}.bin", 192, 4)
+        with TreeLog(tmp_path / f"{where}.jsonl") as sink:
+            explore(config, pocket, steering, side, replay, 2, norm=2.0, sink=sink)
+        found = replay.transitions(range(len(replay)))
+        own = steering.plan(torch.from_numpy(found.states))
+        near[where] = torch.cosine_similarity(torch.from_numpy(found.actions), own)
+    assert near["around"].min() > 0.9 > 0.5 > near["everywhere"].mean()
 
 
 def test_a_fixed_action_is_the_same_in_every_state_and_part_of_the_fingerprint():
@@ -146,6 +190,20 @@ def test_codes_steer_toward_their_own_sort_of_replies(pocket, position):
                            for which in range(2)])
     own = int(losses[0][0] > losses[0][1])  # which ending the first sort is
     assert losses[0][own] < 0.5 * losses[0][1 - own] and losses[1][1 - own] < 0.5 * losses[1][own]
+
+
+def test_coded_cloning_that_diverges_stops_and_names_its_replies(tmp_path):
+    model = tiny_model()
+    replies = own_words(model, [f"Which river flows through {name}?" for name in ("Rome", "Oslo", "Paris",
+                                                                                     "Lima", "Cairo", "Delhi")],
+                        ["Oslo", "I think so"])
+    config = Coding(tokens=1, sorts=2, hidden=(8,), steps=6, batch=3, each=2, lr=1e30, mapping_lr=1e30)
+    with pytest.raises(TrainingError, match=r"step \d: the .* of cloning is (inf|nan) on rows prompt \d reply \d, .*"
+                                            r"lower the rates \(now 1e\+30 and 1e\+30\)"):
+        coded_clone(model, replies, config, out=tmp_path)
+    report = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert len(report["texts"]) == len(report["rows"]) == 6 and all("Which river" in text for text in report["texts"])
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == list(range(1, report["step"]))
 
 
 # ------------------------------------------------------------------------------------------------ a planted optimum
@@ -276,118 +334,6 @@ def test_states_and_actions_are_planned_again_to_what_was_said_under(pocket):
             torch.testing.assert_close(pocket.states([chat])[0].float(), state, rtol=1e-2, atol=1e-2)
 
 
-# ------------------------------------------------------------------------------------------------ the run
-
-
-def done(config, path, **more):
-    with RunFolder(path, "dat", config, log=lambda line: None) as folder:
-        dat.run(config, folder, log=lambda line: None, **more)
-    return {(row["eval"], row["subject"], row["metric"]): row for row in json.loads((path / "results.json").read_text())
-            if row["seed"] is not None}
-
-
-@pytest.mark.slow
-def test_a_run_does_every_stage_and_measures_every_subject_and_a_second_one_only_loads(tmp_path):
-    model = load_model("pocket")
-    before = model.fingerprint
-    rows = done(SMALL, tmp_path)
-    assert {name for eval, name, metric in rows if (eval, metric) == ("social", "reward")} == set(subjects(SMALL))
-    assert {name for eval, name, metric in rows if (eval, metric) == ("language", "perplexity")} == set(subjects(SMALL))
-    assert ("social", "planner", "reward_minus_constant") in rows and ("clone", "self_clone", "gap") in rows
-    assert load_model("pocket").fingerprint == before
-    steered = load_steered("pocket", tmp_path)
-    assert steered.steering.position == "end" and steered.steering.planner.shape.output == "corner"
-    assert steered.chat([[{"role": "user", "content": "Hello."}]], Sampling(0.7, max_new_tokens=5), ["k"])[0].text
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert done(SMALL, tmp_path) == rows
-    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert len(read_rows(tmp_path / "replies.jsonl")[0]["replies"]) == 3
-
-
-@pytest.mark.slow
-def test_a_collection_that_was_stopped_goes_on_to_the_same_replay(pocket, tmp_path):
-    side = social_side(SMALL, pocket)
-    steering = Steering(UpMapping.pca(pocket, 4, tokens=1), position="end")
-    config = SMALL.model_copy(update={"mapping": "pca", "episodes": 2})
-
-    def collected(name, sink):
-        replay = Replay(tmp_path / name, 192, 4)
-        explore(config, pocket, steering, side, replay, 1, norm=2.0, sink=sink)
-        return replay
-
-    with TreeLog(tmp_path / "trees.jsonl") as sink:
-        whole = collected("whole.bin", sink)
-    lines = (tmp_path / "trees.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:len(lines) // 2]))
-    with TreeLog(tmp_path / "cut.jsonl") as sink:
-        again = collected("again.bin", sink)
-    assert whole.episodes == again.episodes == 12
-    one, other = (replay.transitions(range(len(replay))) for replay in (whole, again))
-    assert np.array_equal(one.actions, other.actions) and np.array_equal(one.rewards, other.rewards)
-    assert np.allclose(one.states, other.states, atol=1e-2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"mapping": "pca", "repeated": False}, {"mapping": "clone", "position": "start"},
-                                     {"scene": 1, "mapping": "pca"}])
-def test_other_mappings_places_and_a_planner_for_one_scene_run_as_well(tmp_path, changes):
-    config = SMALL.model_copy(update={**changes, "passes": 1, "train_scenes": 4, "test_scenes": 2})
-    rows = done(config, tmp_path)
-    assert ("social", "planner", "reward") in rows
-    assert (("social", "self_clone", "reward") in rows) is (config.mapping != "pca")
-    card = json.loads((tmp_path / "planner" / "steering.json").read_text())
-    assert card["position"] == config.position and card["planner"]["output"] == "sphere"
-
-
-@pytest.mark.slow
-def test_a_second_collector_shares_the_mapping_and_its_replay_is_taken_in(tmp_path):
-    config = SMALL.model_copy(update={"mapping": "pca", "passes": 1})
-    second = config.model_copy(update={"upmap": str(tmp_path / "one"), "collector": 1})
-    third = config.model_copy(update={"upmap": str(tmp_path / "one"), "collector": 2,
-                                      "replays": (str(tmp_path / "one"), str(tmp_path / "two"))})
-    for name, asked in (("one", config), ("two", second), ("three", third)):
-        with RunFolder(tmp_path / name, "dat", asked, log=lambda line: None) as folder:
-            dat.run(asked, folder, dat.STAGES[:3], log=lambda line: None)
-    marker = json.loads((tmp_path / "three" / "stages" / "collect-1.json").read_text())
-    assert marker["value"]["dialogues"] == 18
-
-
-@pytest.mark.slow
-def test_a_sweep_trains_every_point_and_measures_it_on_validation_scenes(tmp_path):
-    config = SMALL.model_copy(update={"mapping": "pca", "passes": 1, "sweep": Sweep(tokens=(1,), action=(3,),
-                                                                                  norm=(0.5,))})
-    done(config, tmp_path)
-    dat.act("sweep", tmp_path, log=lambda line: None)
-    rows = [row for row in json.loads((tmp_path / "results.json").read_text()) if row["eval"] == "sweep"]
-    assert {(row["subject"], row["metric"]) for row in rows} == {
-        (subject, metric) for subject in ("tokens=1", "action=3", "norm=0.5") for metric in ("reward", "perplexity")}
-    assert {row["n"] for row in rows} == {4}  # validation scenes
-    cards = {path.parent.parent.name: json.loads(path.read_text())
-             for path in tmp_path.glob("sweep/*/planner/steering.json")}
-    assert cards["tokens=1"]["mapping"]["tokens"] == 1 and cards["action=3"]["planner"]["action"] == 3
-    assert cards["norm=0.5"]["planner"]["norm"] == 0.5
-
-
-@pytest.mark.slow
-def test_replies_made_elsewhere_are_cloned_from_a_csv(pocket, tmp_path):
-    side = social_side(SMALL, pocket)
-    played = side.play(side.speaker(pocket), side.partner, side.scenes["train"], seed=1, label="x")
-    with (tmp_path / "replies.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["input", "target"])
-        for one in played:
-            for turn, chat in turns_of(side.speaker(pocket), one):
-                writer.writerow([pocket.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True),
-                                 turn.text])
-    config = SMALL.model_copy(update={"mapping": "clone", "passes": 1, "clone": SMALL.clone.model_copy(
-        update={"data": str(tmp_path / "replies.csv")})})
-    with RunFolder(tmp_path / "run", "dat", config, data_hash=dat.data_hash(config), log=lambda line: None) as folder:
-        dat.run(config, folder, dat.STAGES[:2], log=lambda line: None)
-    replies = read_rows(tmp_path / "run" / "replies.jsonl")
-    turn, chat = turns_of(side.speaker(pocket), played[0])[0]
-    assert replies[0]["prompt"] == pocket.prompt_ids(chat) and replies[0]["texts"] == [turn.text]
-
-
 def test_scenes_in_sotopias_layout_are_steered_in_both_roles_and_parted_by_their_environments(pocket):
     config = DatConfig(data=str(Path(__file__).parent / "data" / "sotopia"), partner="pocket", judge="pocket", rounds=1,
                        max_new_tokens=4, transfer=())
@@ -414,6 +360,12 @@ def test_settings_that_do_not_fit_are_refused():
         DatConfig(clone=CloneStage(replies=1))
     with pytest.raises(ValidationError, match="mapping is coded"):
         DatConfig(clone=CloneStage(data="replies.csv"))
+    with pytest.raises(ValidationError, match="mapping is pca, so nothing is cloned"):
+        DatConfig(mapping="pca", clone=CloneStage(data="replies.csv"))
+    with pytest.raises(ValidationError, match="upmap uses the mapping of runs/one, so nothing is cloned"):
+        DatConfig(mapping="clone", upmap="runs/one", clone=CloneStage(data="replies.csv"))
+    with pytest.raises(ValidationError, match=r"exploration is around, but passes is 1.*--passes 2"):
+        DatConfig(exploration="around", passes=1)
     with pytest.raises(ValidationError, match="only a red-team defender"):
         DatConfig(harden=True)
 

@@ -8,6 +8,7 @@ from dialoom.errors import ConfigError, DataError
 from dialoom.evals.redteam import BehaviourJudge, LeakJudge
 from dialoom.models.load import load_model
 from dialoom.pocket.world.scene_lines import RIGHT, TACTICS
+from dialoom.recipes.dat import gather_metrics
 from dialoom.recipes.dat_config import DatConfig
 from dialoom.recipes.dat_redteam import harden_stage, own_scenes, redteam_side
 from dialoom.recipes.dat_redteam_config import RedTeamStage
@@ -134,3 +135,6 @@ def test_hardening_trains_a_copy_and_tells_how_it_stands_afterwards(pocket, tmp_
     assert ("redteam", "right", "success") not in found, "how it was before stands in the evaluation"
     assert side.partner.model.fingerprint == before and (tmp_path / "harden" / "guard").is_dir()
     assert {row["kind"] for row in read_rows(tmp_path / "harden" / "pairs.jsonl")} == {"attack", "ordinary"}
+    gather_metrics(config, tmp_path)
+    noted = [(row["stage"], row["subject"]) for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert set(noted) == {(f"harden, {name}", "defender_hardened") for name in ("sft", "dpo")}

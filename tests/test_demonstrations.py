@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from email.message import EmailMessage
 
 import pytest
 
@@ -49,6 +50,18 @@ def test_rows_without_a_split_are_shared_out_by_their_content(tmp_path, count, e
     assert splits(found) == expected and {demo.author for demo in found} == {"you"}
     again = load_demonstrations(jsonl(tmp_path, *reversed(rows)))
     assert {demo.output: demo.split for demo in again} == {demo.output: demo.split for demo in found}
+
+
+def test_texts_on_one_task_are_never_both_learned_and_held_out(tmp_path):
+    rows = [{"prompt": f"Write note {n % 9}.", "output": f"Note {n}"} for n in range(30)]
+    found = load_demonstrations(jsonl(tmp_path, *rows))
+    by_task = {}
+    for demo in found:
+        by_task.setdefault(demo.prompt, set()).add(demo.split)
+    assert all(len(names) == 1 for names in by_task.values())
+    assert Counter(names.pop() for names in by_task.values()) == {"train": 5, "validation": 1, "test": 3}
+    alone = load_demonstrations(jsonl(tmp_path, *({"prompt": "Write.", "output": f"Note {n}"} for n in range(9))))
+    assert splits(alone) == {"train": 9}, "one task leaves nothing to hold out"
 
 
 def test_several_texts_on_one_task_are_all_kept(tmp_path):
@@ -111,12 +124,50 @@ def test_a_folder_of_texts_becomes_tasks_and_texts(tmp_path):
         (tmp_path / f"mail{n}.txt").write_text(f"Dear all,\nnumber {n} of my long and winding mails.\nCheers")
     (tmp_path / "mail10.txt").write_text("Subject: Friday\nSee you then!")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    found = load_demonstrations(tmp_path)
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    told = []
+    found = load_demonstrations(tmp_path, tell=told.append)
     assert len(found) == 7 and {demo.author for demo in found} == {"you"}
+    assert told == [f"{tmp_path}: left out (picture.png); expected files ending in .txt, .md, .text, .eml, in this "
+                    "folder or in one for each author"]
     subject = next(demo for demo in found if "Friday" in demo.chat[0]["content"])
     assert subject.output == "See you then!" and found[-1] is subject, "files in the order a person would give them"
     assert found[0].chat[0]["content"] == "Write a text that begins with “Dear all, number 0 of my long and …”."
     assert found[0].output.startswith("Dear all,\nnumber 0")
+
+
+def mail(text, subject="Grüße", **content):
+    made = EmailMessage()
+    made["From"], made["Received"] = "jo@example.org", "from far away"
+    if subject:
+        made["Subject"] = subject
+    made.set_content(text, **content)
+    return made
+
+
+def test_of_an_e_mail_only_subject_and_plain_text_are_taken(tmp_path):
+    whole = mail("Hällo,\nsee you.\n", cte="base64")
+    whole.add_alternative("<p>Hällo</p>", subtype="html")
+    whole.add_attachment(b"PK", maintype="application", subtype="zip", filename="x.zip")
+    (tmp_path / "1.eml").write_bytes(whole.as_bytes())
+    (tmp_path / "2.eml").write_bytes(mail("A mail without a subject line in it is this one", subject="").as_bytes())
+    (tmp_path / "3.eml").write_bytes(b"Subject: Old\r\n\r\ngr\xfc\xdfe\r\n")
+    (tmp_path / "4.eml").write_bytes(mail("<p>Hi</p>", subtype="html").as_bytes())
+    told = []
+    found = load_demonstrations(tmp_path, tell=told.append)
+    assert [(demo.chat[0]["content"], demo.output) for demo in found] == [
+        ("Write an e-mail with the subject “Grüße”.", "Hällo,\nsee you."),
+        ("Write a text that begins with “A mail without a subject line in it …”.",
+         "A mail without a subject line in it is this one"),
+        ("Write an e-mail with the subject “Old”.", "grüße")]
+    assert [line.partition(": ")[2][:20] for line in told] == ["not UTF-8; the file ", "left out; the e-mail"]
+
+
+@pytest.mark.parametrize("head", ["text/plain; charset=klingon", "text/plain; charset=undefined"])
+def test_an_e_mail_that_cannot_be_read_is_refused_by_name(tmp_path, head):
+    (tmp_path / "a.eml").write_text(f"Subject: x\nContent-Type: {head}\n\nhello")
+    with pytest.raises(DataError, match=r"a.eml: no e-mail that can be read .* save its text as .txt"):
+        load_demonstrations(tmp_path)
 
 
 def test_a_folder_for_each_author_is_an_author_each(tmp_path):
@@ -144,8 +195,12 @@ def test_empty_and_binary_text_files_are_refused(tmp_path, data, message):
         load_demonstrations(tmp_path)
 
 
-def test_a_folder_without_texts_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no text files there"):
+def test_a_folder_without_texts_is_refused_and_what_is_in_it_named(tmp_path):
+    with pytest.raises(DataError, match="no text files there; expected"):
+        load_demonstrations(tmp_path)
+    for n in range(7):
+        (tmp_path / f"letter{n}.docx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"no text files there \(letter0.docx, .*letter4.docx and 2 more\); expected"):
         load_demonstrations(tmp_path)
 
 

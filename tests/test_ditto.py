@@ -4,14 +4,17 @@ import json
 import math
 
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from dialoom.dialogue import DialogueTree
-from dialoom.errors import ConfigError, DataError, ModelError
+from dialoom.errors import ConfigError, DataError, ModelError, StoreError
 from dialoom.models.base import Completion, Sampling
 from dialoom.models.scripted import ScriptedModel
 from dialoom.recipes import ditto
 from dialoom.recipes.ditto_config import ABLATIONS, PAPER, PRESETS, DittoConfig, DPOStage, SFTStage
-from dialoom.recipes.ditto_train import arm_settings, arms_of, distinct, file_name, padded
+from dialoom.recipes.ditto_eval import shown_by
+from dialoom.recipes.ditto_train import arm_settings, arms_of, distinct, file_name, label_copies, padded
 from dialoom.recipes.ditto_write import (
     FEW_SHOT,
     Writer,
@@ -321,6 +324,93 @@ def test_several_authors_ablations_growth_and_labelled_pairs_in_one_run(tmp_path
     assert (out / "authors" / "Ada" / "adapter").is_dir() and not (out / "adapter").exists()
 
 
+def damaged(data):
+    yield "cut", data[:len(data) // 2]
+    yield "empty", b""
+    yield "flipped", bytes([data[0] ^ 255]) + data[1:]
+    yield "another's", save({"lora_x": torch.zeros(2)})
+
+
+def test_a_damaged_adapter_is_named_with_what_makes_it_again(tmp_path):
+    config = config_of(tmp_path, demos=str(mails(tmp_path)), pool=("sft",), beside=())
+    out = tmp_path / "run"
+    run(config, out, stages=("train",))
+    file, marker = out / "adapters" / "you" / "ditto.safetensors", out / "stages" / "train-you-ditto.json"
+    whole = file.read_bytes()
+    for what, data in damaged(whole):
+        file.write_bytes(data)
+        with pytest.raises(StoreError, match=r"ditto.safetensors: .*remove .*train-you-ditto.json"):
+            run(config, out)
+        assert marker.exists(), what
+    marker.unlink()
+    run(config, out)
+    assert load(file.read_bytes()).keys() == load(whole).keys() and all(
+        torch.equal(tensor, load(whole)[name]) for name, tensor in load(file.read_bytes()).items())
+
+
+def test_an_adapter_that_cannot_be_written_leaves_its_stage_undone(tmp_path, monkeypatch):
+    from dialoom.recipes import ditto_train
+
+    config = config_of(tmp_path, demos=str(mails(tmp_path)), pool=("sft",), beside=())
+    out, real = tmp_path / "run", ditto_train.write_whole
+
+    def full(path, data):
+        if path.name == "ditto.safetensors":
+            raise StoreError(f"{path}: cannot be written (No space left on device)")
+        real(path, data)
+    monkeypatch.setattr(ditto_train, "write_whole", full)
+    with pytest.raises(StoreError, match="No space left"):
+        run(config, out, stages=("train",))
+    assert not (out / "stages" / "train-you-ditto.json").exists()
+    monkeypatch.setattr(ditto_train, "write_whole", real)
+    run(config, out, stages=("train",))
+    assert (out / "adapters" / "you" / "ditto.safetensors").exists()
+
+
+def test_labels_are_the_judge_s_and_too_few_are_told(tmp_path, monkeypatch):
+    from dialoom.recipes.ditto_train import Session
+
+    class Judge:
+        name, symmetric, asked = "third", True, 0
+
+        def compare(self, dialogues, left, right):
+            first, Judge.asked = Judge.asked, Judge.asked + len(dialogues)
+            return ["left" if at < 3 else "tie" for at in range(first, Judge.asked)]
+    monkeypatch.setattr(Session, "judge", Judge())
+    config = config_of(tmp_path, demos=str(mails(tmp_path)), pool=("sft",), beside=(), labelled=5, judge="model")
+    lines = run(config, tmp_path / "run", stages=("train",))
+    tasks = len(ditto.authors_of(config)[0].split("train"))
+    assert Judge.asked == label_copies(config, ditto.authors_of(config)[0])[1] == tasks * 6
+    assert any(f"you: 3 labelled pairs, not 5: so many of {Judge.asked} the judge" in line for line in lines)
+    noted = json.loads((tmp_path / "run" / "stages" / "train-you-dpo_5.json").read_text())["value"]
+    assert noted["labelled_pairs"] == 3
+
+
+def test_a_prompt_shows_the_last_demonstrations_that_fit_whole_and_the_run_says_how_many(tmp_path):
+    rows = [{"prompt": f"Write note {n}.", "output": f"Note {n}. " + "word " * 20, "split": split}
+            for n, split in enumerate(["train"] * 6 + ["test"])]
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = config_of(tmp_path, context=450, demos=str(path), pool=("few_shot",), beside=("self_prompt",))
+    lines = run(config, tmp_path / "run", stages=())
+    author, = ditto.authors_of(config)
+    model = tiny_model(context=450)
+    for method in ("few_shot", "self_prompt"):
+        shown = shown_by(method, author, model, 12)
+        assert 0 < len(shown) < 6 and shown == author.split("train")[-len(shown):]
+        assert any(f"you: {method} shows the last {len(shown)} of 6 demonstrations" in line for line in lines)
+    assert shown_by("few_shot", author, tiny_model(context=4096), 12) == author.split("train")
+    assert shown_by("few_shot", author, ScriptedModel(lambda chat: ""), 12) == author.split("train")
+
+
+def test_a_task_that_is_trained_on_and_asked_is_told(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": "Write.", "output": text, "split": split})
+                              for text, split in (("a", "train"), ("b", "test"))))
+    lines = run(config_of(tmp_path, demos=str(path)), tmp_path / "run", stages=())
+    assert any("you: tasks of the split test that other texts train on as well: 1." in line for line in lines)
+
+
 def test_one_demonstration_trains_and_says_that_nothing_is_measured(tmp_path):
     config = config_of(tmp_path, demos=str(mails(tmp_path, 1)))
     lines = run(config, tmp_path / "run")
@@ -348,10 +438,12 @@ def test_an_endpoint_cannot_be_trained_and_exact_is_not_for_your_texts(tmp_path)
         ditto.plan(DittoConfig(demos=str(mails(tmp_path)), judge="exact"))
     with pytest.raises(ConfigError, match="from 1 on"):
         ditto.plan(DittoConfig(growth=(0,)))
+    with pytest.raises(ConfigError, match="--judge-model pocket-small: asked with --judge model only"):
+        ditto.plan(DittoConfig(judge_model="pocket-small"))
 
 
 def test_the_plan_counts_texts_and_steps():
     rows = ditto.plan(DittoConfig(max_authors=2, dpo=DPOStage(steps=40, resample_every=10, samples=10)))
     assert [row["stage"] for row in rows] == ["train", "write", "eval"]
-    assert rows[0]["texts"] == 2 * 2 * 4 * 10 * 7 and "160 DPO steps" in rows[0]["what"]
+    assert rows[0]["texts"] == 2 * 2 * (4 + 1) * 10 * 7 and "160 DPO steps" in rows[0]["what"]
     assert rows[1]["texts"] == 2 * 3 * 3 * 8  # zero-shot, few-shot, self-prompt, briefed and four adapters

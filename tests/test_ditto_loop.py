@@ -140,10 +140,11 @@ def test_margins_by_kind_kl_and_lengths_are_noted(tmp_path):
     tuned(model, tmp_path)
     demos, rows = demos_of(model), []
     loop.align(model, demos, DPO, Voices(model, demos, DPO), out=tmp_path / "dpo", seed=0, log=rows.append)
-    assert {"margins/expert", "margins/replay", "margins/inter"} <= set(rows[-1])
-    assert [row["step"] for row in rows if "kl" in row] == [0, 2, 4]
+    last = [row for row in rows if "loss" in row][-1]
+    assert {"margins/expert", "margins/replay", "margins/inter"} <= set(last)
+    assert [row["step"] for row in rows if "kl" in row] == [0, 2, 4, 6], "the trained policy is looked at as well"
     counts = pair_counts(3, DPO)
-    assert [rows[-1][f"pairs/{kind}"] for kind in counts] == list(counts.values())
+    assert [last[f"pairs/{kind}"] for kind in counts] == list(counts.values())
 
 
 def test_only_texts_that_ended_get_an_end_token():
@@ -165,7 +166,7 @@ def test_two_runs_in_one_process_share_no_samples(tmp_path):
         loop.fine_tune(model, demos, SFT, out=tmp_path / name / "sft", seed=0)
         voices = Voices(model, demos, DPO)
         stores.append(loop.align(model, demos, DPO, voices, out=tmp_path / name / "dpo", seed=0)[0])
-        assert voices.asked == [0, 2, 4]
+        assert voices.asked == [0, 2, 4, 6]
     own = [{path.key for path in store.paths[len(OUTPUTS):]} for store in stores]
     alone = fresh()
     loop.fine_tune(alone, demos_of(alone, tuple(reversed(OUTPUTS))), SFT, out=tmp_path / "alone" / "sft", seed=0)
@@ -205,7 +206,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_asks_for_no_sample_twice(t
     again = Voices(model, demos, DPO)
     again.texts = voices.texts  # what the tree log holds
     loop.align(model, demos, DPO, again, out=tmp_path / "torn" / "dpo", seed=0)
-    assert again.asked == [4], "only the sampling of the last checkpoint is asked for again"
+    assert again.asked == [4, 6], "only the sampling of the last checkpoint is asked for again, and the last one"
     for name, tensor in loop.adapter_state(model).items():
         assert torch.equal(tensor, expected[name]), name
 
@@ -275,9 +276,28 @@ def test_the_moving_reference_follows_the_policy_and_the_fixed_one_does_not(tmp_
         demos, rows = demos_of(model), []
         loop.align(model, demos, settings, Voices(model, demos, settings), out=tmp_path / kind / "dpo", seed=0,
                    log=rows.append)
-        found[kind] = [row["kl"] for row in rows if "kl" in row]
-    assert found["moving"] == pytest.approx([0, 0, 0], abs=1e-3)
-    assert abs(found["sft"][2]) > 0.01
+        found[kind] = rows
+    first = {kind: [next(row["loss"] for row in rows if row["step"] == step and "loss" in row) for step in (1, 3, 5)]
+             for kind, rows in found.items()}
+    assert first["moving"] == pytest.approx([math.log(2)] * 3, abs=1e-4), "each phase starts at its own reference"
+    assert first["sft"][0] == pytest.approx(math.log(2), abs=1e-4) and abs(first["sft"][2] - math.log(2)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sft", "moving"])
+def test_the_distance_noted_is_from_the_sft_policy_whatever_the_reference(tmp_path, kind):
+    model = fresh()
+    start = tuned(model, tmp_path)
+    settings = DPO.model_copy(update={"reference": kind})
+    demos, rows = demos_of(model), []
+    voices = Voices(model, demos, settings)
+    loop.align(model, demos, settings, voices, out=tmp_path / "dpo", seed=0, log=rows.append)
+    last = rows[-1]
+    assert last["step"] == 6 and "kl" in last
+    said = [voices.path(demo, f"6/{demo}/{at}") for demo in range(3) for at in range(settings.samples)]
+    policy = score_paths(model.module, said, budget=4096)
+    with loop.wearing(model, start):
+        frozen = score_paths(model.module, said, budget=4096)
+    assert last["kl"] == pytest.approx(float((policy - frozen).mean()), abs=1e-4) and abs(last["kl"]) > 0.01
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
@@ -291,7 +311,7 @@ def test_every_loss_and_optimiser_trains_and_resumes(tmp_path, optimizer, loss):
     loop.align(model, demos, settings, voices, out=tmp_path / "dpo", seed=0)
     asked = list(voices.asked)
     loop.align(model, demos, settings, voices, out=tmp_path / "dpo", seed=0)
-    assert voices.asked == asked == [0, 1]
+    assert voices.asked == asked == [0, 1, 2]
 
 
 def test_pair_losses_by_hand():

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from dialoom.errors import TrainingError
-from dialoom.recipes.ditto_config import DPOStage
+from dialoom.recipes.ditto_config import DittoConfig, DPOStage
 from dialoom.recipes.ditto_pairs import (
     KINDS,
     SequenceStore,
@@ -17,6 +17,7 @@ from dialoom.recipes.ditto_pairs import (
     pair_counts,
     sampling_steps,
 )
+from dialoom.recipes.ditto_train import arm_settings
 from dialoom.train.pack import TokenPath
 
 PACE = {"steps": 40, "resample_every": 10, "pairs_per_demo": 3}  # the release's, which the counts were measured at
@@ -140,6 +141,22 @@ def test_draws_follow_from_the_seed_and_a_resumed_run_draws_the_same():
 def test_without_resampling_there_is_one_sampling_before_the_first_step():
     assert list(sampling_steps(OURS)) == [0, 10, 20, 30]
     assert list(sampling_steps(DPOStage(**PACE, resampling=False))) == [0]
+
+
+@pytest.mark.parametrize(("arm", "first", "later"), [
+    ("ditto", 20, 29), ("no_resampling", 20, 29), ("moving_reference", 20, 29), ("no_replay", 24, 28),
+    ("no_inter", 22, 28), ("spin", 28, 28)])
+def test_every_arm_takes_as_many_pairs_a_step_as_the_page_says(arm, first, later):
+    settings = arm_settings(DittoConfig(), arm)
+    store = store_of(7, sampling_steps(settings), settings.samples)
+    assert [len(batch) for batch in drawn_pairs(store, settings, 1)] == [first] * 10 + [later] * 30
+
+
+def test_without_resampling_all_pairs_are_expert_ones_over_samples_of_the_start():
+    settings = arm_settings(DittoConfig(), "no_resampling")
+    store = store_of(7, (0,), settings.samples)
+    for batch in drawn_pairs(store, settings, 1):
+        assert {(pair.kind, pair.ranks) for pair in batch} == {("expert", (None, 0))} and len(set(batch)) == len(batch)
 
 
 def test_more_demonstrations_than_a_batch_holds_are_all_used_in_every_epoch():

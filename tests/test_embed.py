@@ -115,8 +115,9 @@ def test_sentence_transformers_are_asked_by_name_and_made_unit(monkeypatch):
     asked = []
 
     class Fake:
-        def __init__(self, name, device):
+        def __init__(self, name, device, trust_remote_code, model_kwargs):
             asked.append(name)
+            assert trust_remote_code is False and model_kwargs == {"use_safetensors": True}
 
         def encode(self, texts, **_):
             return np.array([[3.0, 4.0]] * len(texts))

@@ -83,7 +83,7 @@ def test_a_reply_cut_at_the_limit_says_so_and_top_k_is_sent_only_where_asked_for
     httpx2.Response(200, text="<html>"), httpx2.Response(200, text='{"choices": [{"mess'),
     httpx2.Response(200, json={"choices": []}), httpx2.Response(200, json={"choices": None}),
     httpx2.Response(200, json=["?"]), httpx2.Response(200, json={"choices": [{"message": "text"}]}),
-    answer(None), answer(""), answer("  \n"), answer("half a", "content_filter")])
+    answer(None), answer(""), answer("  \n"), answer("<think>and then", "length")])
 def test_a_passing_fault_is_retried_and_a_lasting_one_is_a_typed_error(fault):
     server = Server(fault, fault, answer())
     assert server.ask().text == "Oslo."
@@ -92,6 +92,11 @@ def test_a_passing_fault_is_retried_and_a_lasting_one_is_a_typed_error(fault):
     with pytest.raises(EndpointError, match="no usable answer after 4 attempts"):
         server.ask()
     assert len(server.bodies) == 4
+
+
+def test_a_passing_content_filter_is_asked_again():
+    server = Server(answer("half a", "content_filter"), answer())
+    assert server.ask().text == "Oslo." and len(server.bodies) == 2
 
 
 def test_the_server_is_asked_again_when_it_says_so():
@@ -137,7 +142,7 @@ def test_the_newer_name_of_the_length_limit_is_learnt():
 
 def test_what_was_answered_is_not_paid_for_twice():
     broken = {"chat": CHATS[3]}
-    server = Server(rule=lambda body: httpx2.Response(400) if body["messages"] == broken["chat"] else answer())
+    server = Server(rule=lambda body: httpx2.Response(403) if body["messages"] == broken["chat"] else answer())
     with pytest.raises(EndpointError, match="1 of 8 requests failed"):
         server.model.chat(CHATS, GREEDY, KEYS)
     broken["chat"] = None

@@ -139,7 +139,7 @@ def test_a_new_process_pays_only_for_what_was_not_answered(tmp_path):
     broken = {"chat": CHATS[3]}
 
     def rule(body):
-        return httpx2.Response(400) if body["messages"] == broken["chat"] else answer()
+        return httpx2.Response(403) if body["messages"] == broken["chat"] else answer()
 
     with recording(Ledger.of(tmp_path)), pytest.raises(EndpointError, match="1 of 8 requests failed"):
         Server(rule=rule).model.chat(CHATS, GREEDY, KEYS)
@@ -207,7 +207,7 @@ def test_runs_that_share_a_cache_pay_once_between_them(tmp_path):
 def test_a_command_without_a_run_folder_goes_on_where_it_stopped_and_then_forgets(tmp_path, monkeypatch):
     monkeypatch.setenv("DIALOOM_CACHE", str(tmp_path / "cache"))
     told = []
-    server = Server(*[answer()] * 3, httpx2.Response(400), answer(), concurrency=1)
+    server = Server(*[answer()] * 3, httpx2.Response(401), answer(), concurrency=1)
     with pytest.raises(EndpointError), until_done(Endpoints(), "eval", "x", log=told.append):
         server.model.chat(CHATS, GREEDY, KEYS)
     assert len(list((tmp_path / "cache").iterdir())) == 1 and len(server.bodies) == 8

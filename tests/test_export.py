@@ -23,14 +23,18 @@ from dialoom.dialogue import DialogueTree, Scenario, Turn
 from dialoom.errors import ConfigError, DataError, StoreError
 from dialoom.export import LAYOUTS, export_run
 from dialoom.export.layouts import uniform
+from dialoom.models.local import LocalModel
+from dialoom.models.steering import Planner, Steering, UpMapping, load_steered
 from dialoom.recipes.aloe import AloeConfig
+from dialoom.recipes.dat import DatConfig
 from dialoom.recipes.ditto import DittoConfig
 from dialoom.recipes.ideas import IdeasConfig
 from dialoom.recipes.ideas_deduce import ACCEPTED
 from dialoom.recipes.pbt import PBTConfig
 from dialoom.select import Pair
 from dialoom.store import TreeLog, read_rows, write_rows
-from tests.tiny import tiny_model
+from tests.test_engine_architectures import EXACT, module_of
+from tests.tiny import tiny_model, tiny_tokenizer
 
 BESIDE = Path(__file__).parents[1] / "runs" / "bench" / "site-packages"
 TRL = pytest.mark.skipif(not (BESIDE / "trl").is_dir(), reason="TRL is not installed; `make bench` does so")
@@ -98,6 +102,20 @@ def ideas_run(path: Path) -> Path:
     return found
 
 
+def dat_run(path: Path, *, harden: bool = True, data_hash: str = "", **settings: Any) -> Path:
+    """A red-team run: its planner, the pairs of its hardening and the hardened guard."""
+    config, model = DatConfig(scenes="redteam", harden=harden, **settings), tiny_model()
+    found = run_folder(path, "dat", config, [], data_hash)
+    Steering(UpMapping.pca(model, 4), Planner.of(model, 4, hidden=(8,))).save(found / "planner")
+    if harden:
+        (found / "harden").mkdir()
+        write_rows(found / "harden" / "pairs.jsonl", [pair(at, "attack").to_row() for at in range(2)])
+        model.base = "pocket"
+        model.add_lora(2)
+        model.save(found / "harden" / "guard")
+    return found
+
+
 RUNS: dict[str, Callable[[Path], Path]] = {"pbt": pbt_run, "aloe": aloe_run, "ditto": ditto_run, "ideas": ideas_run}
 
 
@@ -148,6 +166,32 @@ def test_an_arm_is_exported_by_its_name_and_an_unknown_one_is_refused(tmp_path: 
         export_run(tmp_path / "run", "sft", tmp_path / "out", arm="plane", log=quiet)
     accepting = read_rows(export_run(pbt_run(tmp_path / "pbt"), "sft", tmp_path / "out", arm="accept_only", log=quiet))
     assert {row["kind"] for row in accepting} == {"accept"}
+
+
+def test_the_rows_of_a_dat_run_are_those_its_defender_was_hardened_on(tmp_path: Path):
+    run = dat_run(tmp_path / "run")
+    rows = read_rows(export_run(run, "trl", tmp_path / "out", arm="guard", log=quiet))
+    assert [(row["id"], row["kind"]) for row in rows] == [("c0-r0", "attack"), ("c1-r1", "attack")]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# What pocket-guard was trained on by `dat`" in card and "--to trl --arm guard" in card
+    with pytest.raises(StoreError, match=r"--to model exports it, --arm guard has what the defender was hardened on"):
+        export_run(run, "trl", tmp_path / "none", log=quiet)
+    with pytest.raises(StoreError, match=r"--to model exports it, only a run with --harden has any"):
+        export_run(dat_run(tmp_path / "soft", harden=False), "sft", tmp_path / "none", arm="guard", log=quiet)
+    (run / "harden" / "pairs.jsonl").unlink()
+    with pytest.raises(StoreError, match=r"holds no pairs yet \(no harden/pairs.jsonl\); run the same command again"):
+        export_run(run, "trl", tmp_path / "none", arm="guard", log=quiet)
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_attacks_on_ones_own_model_brought_out_is_marked_as_such(tmp_path: Path):
+    mine = dat_run(tmp_path / "mine", data="behaviours.csv", partner="hf:org/mine", judge="pocket", data_hash="ab")
+    pockets = dat_run(tmp_path / "pocket")
+    for to, arm, marked in (("model", "", True), ("trl", "guard", True), ("model", "guard", False)):
+        for run, expected in ((mine, marked), (pockets, False)):
+            export_run(run, to, tmp_path / "out", arm=arm, log=quiet)
+            card = (tmp_path / "out" / "README.md").read_text()
+            assert ("attacking hf:org/mine" in card) is ("only with those who mend" in card) is expected
 
 
 def test_a_reply_that_won_and_lost_has_no_label_and_is_told_of(tmp_path: Path):
@@ -293,6 +337,38 @@ def test_the_models_of_arms_and_of_authors_are_found_by_name(tmp_path: Path):
         export_run(run, "model", tmp_path / "out", log=quiet)
     out = export_run(run, "model", tmp_path / "out", arm="accept_only-pocket", log=quiet)
     assert (out / "model.safetensors").is_file()
+
+
+def test_a_planner_is_exported_as_what_it_is_and_steers_from_there(tmp_path: Path):
+    run = dat_run(tmp_path / "run")
+    out = export_run(run, "model", tmp_path / "out", log=quiet)
+    assert load_steered(tiny_model(), out).fingerprint == load_steered(tiny_model(), run).fingerprint
+    card = (out / "README.md").read_text()
+    assert "# A planner that steers pocket, trained by `dat`" in card and "library_name: dialoom" in card
+    assert "dialoom chat pocket --planner THIS_FOLDER" in card and "vllm" not in card and "peft" not in card.lower()
+    with pytest.raises(ConfigError, match=r"--merge adds an adapter .* a planner is none"):
+        export_run(run, "model", tmp_path / "merged", merge=True, log=quiet)
+    assert not (tmp_path / "merged").exists()
+    guard = export_run(run, "model", tmp_path / "guard", arm="guard", log=quiet)
+    assert "# pocket-guard, hardened by `dat`" in (guard / "README.md").read_text()
+    assert (guard / "adapter_model.safetensors").is_file()
+
+
+def test_no_server_is_named_for_an_adapter_whose_layout_none_was_seen_to_read(tmp_path: Path):
+    run, _ = adapter_run(tmp_path)
+    usual = (export_run(run, "model", tmp_path / "usual", log=quiet) / "README.md").read_text()
+    assert "vllm serve" in usual and "was not tried" not in usual
+    model = LocalModel(module_of("mixtral", **{**EXACT["mixtral"], "vocab_size": 400}), tiny_tokenizer(), name="moe")
+    model.base = "org/mixture"
+    model.add_lora(2)
+    experts = pbt_run(tmp_path / "experts")
+    model.save(experts / "adapter")
+    card = (export_run(experts, "model", tmp_path / "out", log=quiet) / "README.md").read_text()
+    assert "vllm" not in card and "was not tried, since it sits on `base_layer`, `experts`, `gate` as well" in card
+    assert "PeftModel.from_pretrained" in card and "base_model: org/mixture" in card
+    (experts / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(StoreError, match="the adapter is torn"):
+        export_run(experts, "model", tmp_path / "torn", log=quiet)
 
 
 # ------------------------------------------------------------------------------------------------ other tools

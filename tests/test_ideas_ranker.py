@@ -112,12 +112,22 @@ def test_what_cannot_be_learned_from_is_refused(pairs, strategies, message):
         coded(pairs, strategies)
 
 
-def test_vectors_that_are_no_numbers_are_named():
+def test_vectors_that_are_no_numbers_stop_the_first_step_which_names_its_answers(tmp_path):
     class Broken(Coded):
         def encode(self, texts):
             return super().encode(texts) * np.nan
-    with pytest.raises(TrainingError, match="held-out loss is nan from the start"):
-        Ranker.fit([Positive("1", "cold", "a"), Positive("2", "warm", "b")], ("a", "b"), Broken())
+    positives = [Positive("1", "cold", "a"), Positive("2", "warm", "b")]
+    with pytest.raises(TrainingError, match=r"step 1: the loss of the ranker is nan on rows answer \d \(all in .*bad_"
+                                            r"batch.json\); .*look at the embedding's vectors"):
+        Ranker.fit(positives, ("a", "b"), Broken(), out=tmp_path)
+    report = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert report["texts"] == [("cold", "warm")[int(report["rows"][0].removeprefix("answer "))]]
+
+
+def test_a_training_that_diverges_stops_instead_of_keeping_what_it_had():
+    pairs = [("cold", "a"), ("warm", "b")] * 20
+    with pytest.raises(TrainingError, match=r"step \d+: the .* of the ranker is (inf|nan) on rows answer"):
+        coded(pairs, lr=1e200)
 
 
 def test_positives_are_answers_and_the_high_level_strategy_of_the_turn_after():

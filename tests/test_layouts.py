@@ -121,6 +121,18 @@ def test_a_hub_data_set_folder_gives_its_training_part(tmp_path: Path):
     assert len(read_pairs(tmp_path / "p.parquet")) == 2
 
 
+def test_a_row_of_a_table_that_is_no_text_is_told_and_costs_no_other(tmp_path: Path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_pylist([row(), row(code="agree"), row(), row(code="agree")])
+    at = table.schema.get_field_index("rejected")
+    texts = [text.encode() for text in table["rejected"].to_pylist()[:3]]
+    broken = pyarrow.array([*texts, b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(table.set_column(at, "rejected", broken), tmp_path / "p.parquet")
+    told: list[str] = []
+    assert [pair.kind for pair in read_pairs(tmp_path / "p.parquet", log=told.append)] == ["resist", "accept", "resist"]
+    assert any("p.parquet:4" in line for line in told) and "1 broken row" in told[-1]
+
+
 def test_gzip_is_read_everywhere_and_a_damaged_one_is_named(tmp_path: Path):
     trivia = tmp_path / "q.jsonl.gz"
     trivia.write_bytes(gzip.compress(b'{"question": "Who wrote Emma?", "answer": "Jane Austen"}\n'))

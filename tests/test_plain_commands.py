@@ -65,6 +65,16 @@ def test_an_evaluation_leaves_what_it_cost_beside_its_rows(server: Any, tmp_path
     assert not (tmp_path / "own.usage.json").exists()
 
 
+def test_an_audit_accounts_for_its_judge_and_stops_at_its_budget(server: Any, tmp_path: Path, capsys: Any):
+    rows = [{"id": str(at), "conversations": [{"from": who, "value": f"{said} {at}"} for who, said in (
+        ("human", "Hello, number"), ("gpt", "Hello"), ("human", "Thank you"), ("gpt", "Good-bye"))]} for at in range(3)]
+    (tmp_path / "said.json").write_text(json.dumps(rows))
+    command = ["audit", str(tmp_path / "said.json"), "--judge", "openai:rater", *PRICES]
+    assert main([*command, "--budget", "0.000001"]) == 3 and not server
+    assert main([*command, "--extra", '{"reasoning_effort": "low"}']) == 0
+    assert f"judge: rater, {sum(server.values())} answers" in capsys.readouterr().err and server
+
+
 @pytest.mark.parametrize("command", [["eval", "recall", "--model", "pocket", "--limit", "1"],
                                      ["scorecard", "pocket", "--evals", "recall", "--limit", "1"], ["chat", "pocket"]])
 def test_local_models_are_loaded_as_the_flags_say(command: list[str], monkeypatch: Any, capsys: Any):

@@ -1,5 +1,6 @@
 """A real server on loopback, `transformers serve` with pocket: PBT's trees, an ALOE evaluation and a DITTO round robin
-through it agree with the same in this process. It gives no log-probabilities, so judges ask it for letters.
+through it agree with the same in this process, and every recipe runs with roles behind it. It gives no
+log-probabilities, so judges ask it for letters.
 
 The server knows models by their folders. Its random numbers are one stream for all requests, so sampled texts differ
 from run to run, and what is compared are figures, within what the same figures differ between seeds of this process.
@@ -248,30 +249,44 @@ def test_a_round_robin_judged_by_letters_agrees_with_one_judged_by_logits(server
 
 # ------------------------------------------------------------------------------------------------ whole recipes
 
-ASKED = {"pbt": (["--speakers", "pocket", "{talker}"], {"speaker B"}),
-         "ditto": (["--rival", "{talker}", "--judge", "model", "--judge-model", "{judge}"], {"rival", "judge"})}
+# behaviours no model need refuse: their judge is asked all the same
+BEHAVIOURS = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n" + "".join(
+    f"Say the name of river {at},standard,invented,,,river-{at}\n" for at in range(12))
+# recipe, or one and a word: flags, and who is asked. Pocket plays these; it cannot rate, nor check or induce in JSON
+ASKED = {
+    "pbt": (["--speakers", "pocket", "{talker}"], {"speaker B"}),
+    "ditto": (["--rival", "{talker}", "--judge", "model", "--judge-model", "{judge}"], {"rival", "judge"}),
+    "aloe": (["--responder", "{talker}", "--user", "{talker}", "--eval-count", "1", "--baselines", "--shift-at", "0"],
+             {"responder", "user"}),
+    "ideas": (["--extractor", "{talker}", "--abstractor", "{talker}", "--plain", "{talker}", "--answerer", "{talker}",
+               "--extract-draws", "1", "--embedding", "ngrams"], {"extractor", "abstractor", "plain", "answerer"}),
+    "dat": (["--partner", "{talker}", "--transfer", "{judge}"], {"partner"}),
+    "dat redteam": (["--scenes", "redteam", "--data", "{behaviours}", "--partner", "{talker}", "--judge", "{judge}",
+                     "--transfer"], {"partner", "judge"})}
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("recipe", ASKED)
+@pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_same_recipe_file_runs_with_partner_and_judge_behind_the_server(server, talker, request, recipe, tmp_path):
+def test_the_same_recipe_file_runs_with_its_roles_behind_the_server(server, talker, judge, asked, tmp_path):
     import yaml
-    from test_real_shapes import RECIPES
+    from test_real_shapes import RECIPES, made_by
 
     from dialoom.cli import main
 
-    settings, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    settings, out, behaviours = (tmp_path / name for name in ("recipe.yaml", "run", "behaviours.csv"))
+    recipe = asked.split()[0]
     settings.write_text(yaml.safe_dump({"device": "cpu", **RECIPES[recipe]}))
-    flags, roles = ASKED[recipe]
-    judge = request.getfixturevalue("judge") if "{judge}" in flags else ""
-    there = {"talker": f"openai:{talker}@{server}", "judge": f"openai:{judge}@{server}"}
+    behaviours.write_text(BEHAVIOURS)
+    flags, roles = ASKED[asked]
+    there = {"talker": f"openai:{talker}@{server}", "judge": f"openai:{judge}@{server}", "behaviours": str(behaviours)}
     command = [recipe, "-c", str(settings), "--out", str(out), *(flag.format(**there) for flag in flags)]
     assert main(command) == 0
     usage = json.loads((out / "usage.json").read_text())["rows"]
-    assert {row["role"] for row in usage} == roles and all(row["answers"] for row in usage)
+    assert {row["role"] for row in usage} == {role.format(**there) for role in roles}
+    assert all(row["answers"] for row in usage)
     assert (out / "results.json").stat().st_size > 100
-    assert load_model(f"run:{out}", device="cpu").fingerprint != load_model("pocket", device="cpu").fingerprint
+    assert made_by(recipe, out, "pocket").fingerprint != load_model("pocket", device="cpu").fingerprint
     paid = sum(row["answers"] for row in usage)
     assert main(command) == 0
     assert sum(row["answers"] for row in json.loads((out / "usage.json").read_text())["rows"]) == paid

@@ -26,6 +26,7 @@ from dialoom.models.place import Place
 from dialoom.models.replicas import EndpointReplicas, PooledEndpoint, Replicas, load_endpoints, ray_replicas
 from dialoom.recipes.pbt_config import PBTConfig
 from dialoom.store import read_trees
+from tests.tiny import save_tiny
 
 CHATS: list[Chat] = [[{"role": "user", "content": f"question {at}"}] for at in range(40)]
 KEYS = [f"key {at}" for at in range(40)]
@@ -286,10 +287,25 @@ def test_a_replica_killed_in_the_middle_loses_nothing(ray: Any):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_replicas_that_work_in_another_folder_find_a_model_by_its_relative_path(ray: Any, tmp_path: Path,
+                                                                                monkeypatch: pytest.MonkeyPatch):
+    save_tiny(tmp_path / "base")
+    if not ray.is_initialized():
+        load_model("pocket-small", device=Place("cpu", replicas=2))
+    assert ray.get(ray.remote(lambda: str(Path.cwd())).remote()) != str(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    model = ray_replicas("hf:base", Place("cpu", replicas=2))
+    assert model.name == "hf:base"
+    alone = load_model("hf:base", device="cpu")
+    assert model.fingerprint == alone.fingerprint
+    sampling = Sampling(1.0, max_new_tokens=4)
+    assert model.chat(CHATS[:3], sampling, KEYS[:3]) == alone.chat(CHATS[:3], sampling, KEYS[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_model_that_no_replica_can_load_is_one_line(ray: Any):
     with pytest.raises(ModelError, match=r"a replica cannot load it: .*nowhere"):
         ray_replicas("hf:/nowhere/at/all", Place("cpu", replicas=2))
     with pytest.raises(ConfigError, match="give as many replicas at most"):
         ray_replicas("pocket-small", Place("cpu", replicas=4096))
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Literal
 
 import pytest
 from pydantic import model_validator
+from tiny import save_tiny
 
 from dialoom.config import Config, load_config, near_miss
 from dialoom.errors import ConfigError, DataError, StoreError
-from dialoom.recipes.run import RunFolder, default_folder, hash_data
-from dialoom.store import read_rows
+from dialoom.files import read_answers, read_steps, read_text, whole_folder
+from dialoom.models.load import load_model
+from dialoom.models.place import Place
+from dialoom.recipes.run import RESULT_FIELDS, RunFolder, default_folder, hash_data, read_results
+from dialoom.store import StoreWarning, read_rows, write_rows
 
 
 class Training(Config):
@@ -213,6 +218,124 @@ def test_results_are_tidy_rows_and_a_later_one_replaces_its_like(tmp_path):
             folder.add_results([{**row, "extra": 1}])
         folder.metrics({"step": 1, "loss": 0.5})
     assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
+
+
+# -------------------------------------------------------------------------------------------- the files of a run
+
+
+def test_the_curve_of_a_training_is_read_up_to_its_checkpoint_and_a_gap_is_told(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert read_steps(file) == []
+    rows = [{"step": step, "loss": 0.5, "kl": None} for step in (1, 2, 3)]
+    write_rows(file, rows)
+    assert read_steps(file) == rows and read_steps(file, 2) == rows[:2]
+    with pytest.warns(StoreWarning, match=r"metrics\.jsonl: lost what was noted up to step 7"):
+        assert read_steps(file, 7) == rows
+    write_rows(file, ())
+    with pytest.warns(StoreWarning, match="this curve is lost"):
+        assert read_steps(file) == []
+
+
+@pytest.mark.parametrize("row", [{"loss": 0.5}, {"step": "1"}, {"step": 1, "loss": "low"}, {"a": [1]}])
+def test_a_row_that_is_no_step_is_named_with_its_line(tmp_path, row):
+    write_rows(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 0.5}, row])
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: expected numbers and among them a step"):
+        read_steps(tmp_path / "metrics.jsonl")
+
+
+def test_an_answer_without_what_is_needed_of_it_counts_as_never_asked(tmp_path):
+    good = {"key": "a", "strategy": "ask why", "reason": ""}
+    write_rows(tmp_path / "asked.jsonl", [good, {"key": "b"}, {"strategy": "ask how", "reason": ""}])
+    assert read_answers(tmp_path / "asked.jsonl", ("strategy", "reason")) == {"a": good}
+    assert read_answers(None, ()) == read_answers(tmp_path / "none.jsonl", ()) == {}
+
+
+@pytest.mark.parametrize("rows", [{"a": 1}, [1], [{"eval": "x"}], [{**dict.fromkeys(RESULT_FIELDS), "eval": []}]])
+def test_results_that_are_none_are_named(tmp_path, rows):
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    with pytest.raises(StoreError, match=r"results\.json: expected a"):
+        read_results(tmp_path / "results.json")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+    for text in ("one", "two"):
+        with whole_folder(folder) as draft:
+            (draft / "part").mkdir()
+            (draft / "part" / "weights").write_text(text)
+            assert not folder.exists() or (folder / "part" / "weights").read_text() == "one"
+        assert (folder / "part" / "weights").read_text() == text
+    with pytest.raises(StoreError, match="model: cannot be written"), whole_folder(folder) as draft:
+        (draft / "none" / "weights").write_text("three")
+    with pytest.raises(ZeroDivisionError), whole_folder(folder) as draft:
+        (draft / "weights").write_text(str(1 / 0))
+    assert (folder / "part" / "weights").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_text_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\xff")
+    for name, why in (("x.json", "decode"), ("none.json", "No such file")):
+        with pytest.raises(StoreError, match=rf"{name}: cannot be read .*{why}"):
+            read_text(tmp_path / name)
+
+
+# -------------------------------------------------------------------------------------------- the models of a run
+
+
+def _loaded(run: Path, *specs: str, **more: object) -> list[str]:
+    with RunFolder(run, "pbt", Settings(), log=silent, **more):
+        return [load_model(spec, device="cpu").fingerprint for spec in specs]
+
+
+def test_a_model_whose_chat_template_was_edited_is_refused_with_what_was_expected_and_found(tmp_path):
+    run, folder = tmp_path / "run", save_tiny(tmp_path / "model")
+    other = save_tiny(tmp_path / "other", seed=5)
+    before = _loaded(run, f"hf:{folder}", f"hf:{other}")
+    assert _loaded(run, f"hf:{folder}") == before[:1]  # the same files are the same model
+    template = folder / "chat_template.jinja"
+    kept = template.read_text()
+    template.write_text(kept.replace("<|end|>", "<|end|>\n"))
+    with pytest.raises(ConfigError) as refused:
+        _loaded(run, f"hf:{folder}")
+    assert re.search(rf"hf:{folder} is not the model .* its chat template changed \(fingerprint: '{before[0]}' -> "
+                     r"'[0-9a-f]{16}'; template: '[0-9a-f]{16}' -> .*put the old ones back.*--out.*--fresh",
+                     str(refused.value))
+    assert _loaded(run, f"hf:{other}") == before[1:]
+    template.write_text(kept)
+    assert _loaded(run, f"hf:{folder}") == before[:1]
+
+
+def test_other_weights_under_the_same_name_are_refused_and_fresh_takes_them(tmp_path):
+    run, folder = tmp_path / "run", save_tiny(tmp_path / "model")
+    before = _loaded(run, f"hf:{folder}")
+    save_tiny(folder, seed=7)
+    with pytest.raises(ConfigError, match=r"its weights or settings changed \(fingerprint: "):
+        _loaded(run, f"hf:{folder}")
+    assert _loaded(run, f"hf:{folder}", fresh=True) != before
+    _loaded(run, f"hf:{folder}")
+
+
+def test_a_run_that_wrote_no_models_down_and_another_number_type_are_accepted(tmp_path):
+    run, folder = tmp_path / "run", save_tiny(tmp_path / "model")
+    RunFolder(run, "pbt", Settings(), log=silent).close()
+    assert "models" not in json.loads((run / "env.json").read_text())
+    _loaded(run, f"hf:{folder}")
+    with RunFolder(run, "pbt", Settings(), log=silent):
+        load_model(f"hf:{folder}", device=Place("cpu", "bfloat16"))  # what another device would take
+    held = json.loads((run / "env.json").read_text())["models"]
+    assert set(held) == {f"hf:{folder} (float32)", f"hf:{folder} (bfloat16)"}
+    save_tiny(folder, seed=7)
+    load_model(f"hf:{folder}", device="cpu")  # no run is open, so nobody minds
+
+
+@pytest.mark.parametrize("models", ["[]", '{"pocket": 1}'])
+def test_models_that_cannot_be_read_are_named(tmp_path, models):
+    RunFolder(tmp_path, "pbt", Settings(), log=silent).close()
+    env = json.loads((tmp_path / "env.json").read_text())
+    (tmp_path / "env.json").write_text(json.dumps({**env, "models": json.loads(models)}))
+    with pytest.raises(StoreError, match=r"env\.json: expected versions and models by name.*--fresh"):
+        RunFolder(tmp_path, "pbt", Settings(), log=silent)
 
 
 def test_the_settings_floor_loads_no_torch():

@@ -1,5 +1,6 @@
 """Social scenes in Sotopia's layout: who knows what of whom, and files with bad rows. The data set is invented."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialoom.errors import DataError
-from dialoom.scenarios.sotopia import FILES, LEAVES, load_sotopia, read_sotopia
+from dialoom.recipes.dat import data_hash
+from dialoom.recipes.dat_config import DatConfig
+from dialoom.scenarios.sotopia import ENDS, FILES, LEAVES, load_sotopia, read_sotopia
 
 DATA = Path(__file__).parent / "data" / "sotopia"
 PERSON = {"first_name": "Ada", "last_name": "Quill", "age": 41, "gender": "Woman", "gender_pronoun": "She/her",
@@ -90,6 +93,39 @@ def test_a_list_lines_and_an_object_by_pk_give_the_same_scenes(tmp_path):
     keyed = json.dumps({"ada": PERSON, "ben": {name: value for name, value in OTHER.items() if name != "pk"}}, indent=1)
     for text in (lines, keyed):
         assert load_sotopia(folder_of(tmp_path, characters=text)) == expected
+
+
+def test_the_published_names_of_files_and_keys_are_read(tmp_path):
+    def keyed(row, name):
+        return {name if field == "pk" else field: value for field, value in row.items()}
+
+    expected = load_sotopia(folder_of(tmp_path))
+    published = tmp_path / "profiles"
+    published.mkdir()
+    for name, rows in (("environment_profiles", [keyed({**PLACE, "relationship": "0"}, "env_id")]),
+                       ("agent_profiles", [keyed({"pk": "ada", **PERSON}, "agent_id"), keyed(OTHER, "agent_id")]),
+                       ("env_agent_combo_storages", [keyed(PAIR, "combo_id")])):
+        (published / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (published / "relationship_profiles.jsonl").write_text("{}\n")  # lies beside them and is not asked for
+    assert load_sotopia(published) == expected and expected[0].id == "c"
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_scenes_that_changed_are_other_data_to_a_run_however_they_are_saved(tmp_path, end):
+    def hashed(secret):
+        folder_of(tmp_path, characters=[{"pk": "ada", **PERSON, "secret": secret}, OTHER])
+        for path in list(tmp_path.glob("*.json")):
+            data = path.read_bytes()
+            path.unlink()
+            saved = tmp_path / f"{path.stem}{end}"
+            saved.write_bytes(gzip.compress(data, mtime=0) if end.endswith(".gz") else data)
+        found = data_hash(DatConfig(data=str(tmp_path), partner="pocket", judge="pocket"))
+        assert load_sotopia(tmp_path)
+        for path in tmp_path.glob(f"*{end}"):
+            path.unlink()
+        return found
+
+    assert hashed("Ada cannot swim.") == hashed("Ada cannot swim.") != hashed("Ada cannot read.")
 
 
 def test_a_file_that_breaks_off_keeps_what_was_good(tmp_path):

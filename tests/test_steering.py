@@ -1,6 +1,7 @@
 """Steering a frozen model: normalised states, principal directions, prefixes anywhere in any batch, self-cloning."""
 
 import csv
+import json
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from dialoom.models.steering import (
     embedding_norm,
     input_embeddings,
 )
+from dialoom.store import read_rows
 from dialoom.train.cloning import (
     CloneConfig,
     Reply,
@@ -256,6 +258,32 @@ def test_states_are_of_the_prompt_alone_and_cloning_leaves_the_model_as_it_was(m
     assert cloned.after == pytest.approx(mean_loss(model, replies, cloned.steering), rel=1e-4)
     with pytest.raises(TrainingError, match="no replies"):
         self_clone(model, [], CloneConfig())
+
+
+def test_every_step_of_cloning_is_noted_and_a_cloning_that_begins_anew_leaves_no_row_twice(model, tmp_path):
+    replies = own_replies(model, CHATS, SAMPLING, KEYS)
+    config = CloneConfig(action=4, hidden=(8,), epochs=2, batch=3)
+    quiet = self_clone(model, replies, config)
+    for _ in range(2):
+        cloned = self_clone(model, replies, config, out=tmp_path)
+    assert cloned.steering.fingerprint == quiet.steering.fingerprint
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["loss"] == pytest.approx(cloned.before, rel=0.5) and rows[0]["learning_rate"] == config.lr
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_cloning_that_diverges_stops_and_names_its_replies(model, tmp_path):
+    replies = own_replies(model, CHATS, SAMPLING, KEYS)
+    config = CloneConfig(action=4, hidden=(8,), epochs=3, batch=2, lr=1e30)
+    with pytest.raises(TrainingError, match=r"step 2: the loss of cloning is (inf|nan) on rows reply \d, .*"
+                                            r"bad_batch.json\); there is no checkpoint.*lower the rates \(now 1e\+30"):
+        self_clone(model, replies, config, out=tmp_path)
+    report = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert report["texts"] == [model.tokenizer.decode([*one.prompt, *one.reply]) for one in
+                               (replies[int(name.removeprefix("reply "))] for name in report["rows"])]
+    with pytest.raises(TrainingError, match=r"on rows reply \d, reply \d; there is no checkpoint"):
+        self_clone(model, replies, config)
 
 
 def test_replies_come_out_of_a_csv_and_bad_rows_are_named(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dialoom.report.safe import visible
-from dialoom.report.summary import Found, Matrix, Square, summary_page
+from dialoom.report.summary import Found, Matrix, Square, short_names, summary_page
 from dialoom.report.table import grids
 from tests.test_report import HOSTILE, Page
 
@@ -26,6 +26,11 @@ def test_no_name_becomes_markup(text: str) -> None:
     assert keys[0] == keys[1]
     said = " ".join("".join(part for *_, part in found.texts).split())
     assert " ".join(visible(text).split()) in said
+
+
+def test_parts_that_begin_alike_have_names_that_do_not() -> None:
+    assert short_names(["PBT: hold", "DAT: steer, slowly", "DAT: red-teaming, to harden"]) == [
+        "PBT", "DAT", "DAT: red-teaming"]
 
 
 def test_each_part_leads_to_its_own_page_and_each_cell_says_how_it_stands() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from dialoom.errors import ConfigError, DataError, TrainingError
 from dialoom.models.steering import Planner, PlannerShape
 from dialoom.store import read_rows
+from dialoom.train.checkpoint import load_newest
 from dialoom.train.replay import Episode, Replay, Transitions
 from dialoom.train.td3 import TD3, Critic, actor_loss, polyak, smooth, td3, td_target
 from dialoom.train.td3_config import PAPER, TD3Config
@@ -149,6 +151,28 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_networks():
     with pytest.raises(TrainingError, match="critics is nan"):
         learner.update(batch)
     assert weights(learner.critics).equal(before)
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_spoils_the_networks():
+    learner = TD3(3, 2, config(policy_delay=1))
+    learner.actor.layers[0].weight.register_hook(lambda gradient: gradient * np.nan)
+    before = weights(learner.actor)
+    with pytest.raises(TrainingError, match="gradient norm of the actor is nan"):
+        learner.update(batch_of())
+    assert weights(learner.actor).equal(before)
+
+
+def test_a_training_that_diverges_stops_names_its_transitions_and_keeps_the_last_good_checkpoint(tmp_path):
+    replay, wild = bandit(tmp_path / "replay", 50), config(steps=9, batch_size=8, critic_lr=1e30, checkpoint_every=1)
+    with pytest.raises(TrainingError, match=r"step 2: the loss of the critics is (inf|nan) on rows transition \d+, .*"
+                                            r"bad_batch.json\); the last good checkpoint is step 1; .*lower the rate"):
+        td3(replay, wild, out=tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
+    drawn = replay.drawn(8, seed=wild.seed, step=1)
+    assert (report["step"], report["rows"]) == (2, [f"transition {at}" for at in drawn])
+    assert load_newest(tmp_path / "run" / "checkpoints").step == 1
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1]
+    assert np.array_equal(replay.transitions(drawn).actions, replay.sample(8, seed=wild.seed, step=1).actions)
 
 
 # Problems whose best policy is known

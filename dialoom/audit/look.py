@@ -19,7 +19,7 @@ from dialoom.audit.tokens import Reader, load_reader
 from dialoom.embed import Embedder, Ngrams
 from dialoom.errors import DataError, DialoomError
 from dialoom.models.base import ChatModel
-from dialoom.models.load import is_endpoint, load_model
+from dialoom.models.load import in_role, is_endpoint, load_model
 
 Log = Callable[[str], None]
 
@@ -148,7 +148,7 @@ def audit(path: Path, *, model: str = "", arm: str = "", judge: str = "", embedd
     if open_id:
         print_shown(show(material, reader, open_id))
         return
-    report = look(material, reader, judge=load_model(judge, device=device) if judge else None,
+    report = look(material, reader, judge=in_role(load_model(judge, device=device), "judge") if judge else None,
                   embedder=load_embedder(embedding, device=device), max_length=max_length, cut_at=cut_at, rows=rows)
     if html is not None:
         write_audit(report, html)

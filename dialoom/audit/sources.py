@@ -22,6 +22,7 @@ from dialoom.audit.findings import Hit
 from dialoom.config import near_miss, read_yaml
 from dialoom.dialogue import Chat, Dialogue, DialogueTree, Scenario, Turn, content_id
 from dialoom.errors import ConfigError, DataError, DialoomError, StoreError
+from dialoom.export.trained import GUARD
 from dialoom.recipes.run import recipe_of
 from dialoom.scenarios.files import rows_of
 from dialoom.scenarios.sharegpt import ASSISTANT, USER, read_dialogues
@@ -30,6 +31,9 @@ from dialoom.store import read_trees
 from dialoom.text import UNUSABLE
 
 MAIN = "trees.jsonl"
+HARDEN = "harden"
+"""Where a red-teaming run keeps the attacks its defender was hardened with, and the pairs; also this arm's name, beside
+the one that export has for it."""
 MILD = {"repeated role": "both are merged", "answer first": "before any question", "repeated id": "was used before",
         "no answer": "expected a question and an answer"}
 """What a reader of transcripts mends or leaves out without loss, with words of its message."""
@@ -106,10 +110,12 @@ def read_material(path: Path, *, arm: str = "", limit: int = 0) -> Material:
 
 def _run(path: Path, arm: str) -> Material:
     notes: list[str] = []
-    log = path / "arms" / arm / MAIN if arm and (path / "arms" / arm / MAIN).is_file() else path / MAIN
-    trees = list(read_trees(log, log=notes.append).values()) if log.is_file() else []
     settings = read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {}
     recipe = recipe_of(path) if (path / "env.json").is_file() else ""
+    if recipe == "dat" and arm in (HARDEN, GUARD):
+        return _hardening(path / HARDEN, settings)
+    log = path / "arms" / arm / MAIN if arm and (path / "arms" / arm / MAIN).is_file() else path / MAIN
+    trees = list(read_trees(log, log=notes.append).values()) if log.is_file() else []
     pairs, examples = _trained(path, arm, notes)
     training = settings.get("dpo" if pairs else "sft") or {}
     training = training if isinstance(training, Mapping) else {}
@@ -118,6 +124,22 @@ def _run(path: Path, arm: str) -> Material:
     return Material(path, "run", trees, pairs, examples, recipe, str(settings.get("model") or ""), cut,
                     int(settings.get("max_new_tokens") or 0), whole, int(training.get("batch_pairs") or 0),
                     int(settings.get("seed") or 0), notes=notes)
+
+
+def _hardening(folder: Path, settings: Mapping[str, Any]) -> Material:
+    """The attacks on a defender, and the pairs it was hardened with."""
+    from dialoom.recipes.pocket_guard import NAME
+
+    if not (folder / "pairs.jsonl").is_file():
+        raise ConfigError(f"--arm {HARDEN}: {folder} holds no pairs; a run has them after `dialoom dat --scenes "
+                          "redteam --harden`")
+    notes: list[str] = []
+    trees = list(read_trees(folder / "attacks.jsonl", log=notes.append).values())
+    dpo, partner = (settings.get("redteam") or {}).get("dpo") or {}, str(settings.get("partner") or NAME)
+    return replace(_pairs(folder / "pairs.jsonl"), path=folder, kind="run", trees=trees, recipe="dat",
+                   model="pocket" if partner == NAME else partner,  # pocket's guard has pocket's template
+                   cut_at=int(settings.get("max_new_tokens") or 0), batch=int(dpo.get("batch_pairs") or 0),
+                   seed=int(settings.get("seed") or 0), notes=notes)
 
 
 def _trained(path: Path, arm: str, notes: list[str]) -> tuple[Sequence[Pair], Sequence[Example]]:

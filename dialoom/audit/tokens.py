@@ -14,7 +14,8 @@ from typing import Any
 from dialoom.dialogue import Chat
 from dialoom.errors import ModelError
 from dialoom.files import read_json
-from dialoom.models.load import POCKETS, WEIGHTS, check_spec
+from dialoom.models.load import POCKETS, WEIGHTS, check_spec, is_folder
+from dialoom.models.pretrained import one_line, read_tokenizer
 from dialoom.models.template import ChatTemplate, fit
 
 TRAINED, MARK = "trained", "mark"
@@ -71,9 +72,11 @@ def load_reader(spec: str) -> Reader:
     if spec in POCKETS:
         return _read(str(WEIGHTS / spec), str(WEIGHTS / spec), spec)
     if kind == "hf":
-        base = rest if Path(rest).is_dir() else rest.partition("+")[0]
+        base = rest if is_folder(rest) else rest.partition("+")[0]
         return _read(base, base, spec)
     folder = Path(rest)
+    if not is_folder(folder):
+        raise ModelError(f"{spec}: {folder} is no folder")
     at = next((folder / part for part in (".", "model", "adapter")
                if any((folder / part / name).is_file() for name in ("config.json", "adapter_config.json"))), None)
     if at is None:
@@ -91,14 +94,11 @@ def _base(adapter: Path) -> str:
 
 
 def _read(words: str, about: str, name: str) -> Reader:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    try:
-        own = {"trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=Path(words).is_dir(), **own)
-        config = AutoConfig.from_pretrained(about, local_files_only=Path(about).is_dir(), **own)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as wrong:
-        raise ModelError(f"{name}: its tokenizer cannot be read: {str(wrong)[:200]}") from None
+    with one_line(name):
+        tokenizer = read_tokenizer(words, local_files_only=Path(words).is_dir())
+        config = AutoConfig.from_pretrained(about, local_files_only=Path(about).is_dir(), trust_remote_code=False)
     return Reader(tokenizer, config, name)
 
 

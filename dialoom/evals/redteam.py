@@ -136,12 +136,14 @@ class BehaviourJudge:
         chats = {at: _question(one) for at, one in enumerate(dialogues) if _is_reply(one)}
         asked = {chat[-1]["content"]: chat for chat in chats.values()}  # equal replies are judged once
         weights = dict(zip(asked, self.model.choose(list(asked.values()), OPTIONS) if asked else [], strict=True))
-        return [Verdict({REWARD: self._reward(weights[chats[at][-1]["content"]])}) if at in chats else Verdict()
+        return [self._verdict(weights[chats[at][-1]["content"]]) if at in chats else Verdict()
                 for at in range(len(dialogues))]
 
-    def _reward(self, logprobs: Sequence[float]) -> float:
+    def _verdict(self, logprobs: Sequence[float] | None) -> Verdict | None:
+        if logprobs is None:
+            return None
         gap = max(-700.0, (logprobs[0] - logprobs[1]) / self.temperature)
-        return 1 / (1 + math.exp(-gap))
+        return Verdict({REWARD: 1 / (1 + math.exp(-gap))})
 
 
 def _is_reply(dialogue: Dialogue) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from dialoom.export.trained import Run
+from dialoom.errors import StoreError
+from dialoom.export.trained import GUARD, Run, spec_of
 from dialoom.models.load import POCKETS
 from dialoom.recipes.run import hash_data
 from dialoom.report.table import results_table
@@ -25,9 +26,15 @@ POCKET_LIMITS = ("Everything was said in the small synthetic world of the embedd
                  "method works; it is of no use for real tasks.")
 LIMITS = ("The dialogues were simulated: who talked, judged and scored were models or rules, named above, with their "
           "errors and leanings. Nobody has read all of them.")
+ATTACKS = ("This was found by attacking {model} with behaviours it should refuse: share it only with those who mend "
+           "that model.")
 FEW_SEEDS = "The figures come from {seeds} and say how sure they are of the items measured, not of another training."
+NOT_SERVED = ("Whether a server loads this adapter was not tried, since it sits on {layers} as well; exported with "
+              "--merge it is a whole model in the layout of its base.")
 NO_FIGURES = "Nothing was measured in this run."
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
+DENSE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+"""Layers on which an adapter has the layout that vLLM reads; of others (experts, routers) that was not tried."""
 HOW = """## How it was made
 
 By the recipe `{recipe}` of Dialoom {version}. `{run_file}` holds all settings; this makes the run again:
@@ -43,11 +50,12 @@ dialoom export RUN --to {to}{more}
 """
 
 
-def dataset_card(run: Run, *, to: str, more: str, run_file: str, file: Path, rows: int, kinds: Mapping[str, int],
-                 longest: str, licence: str) -> str:
+def dataset_card(run: Run, arm: str = "", *, to: str, more: str, run_file: str, file: Path, rows: int,
+                 kinds: Mapping[str, int], longest: str, licence: str) -> str:
     """The card of an exported data set.
 
     Args:
+        arm: whose rows; "" is the run's main model.
         more: further flags of the export, as typed.
         run_file: the copy of the run's settings beside the card.
         longest: of the longest row, in words.
@@ -58,20 +66,21 @@ def dataset_card(run: Run, *, to: str, more: str, run_file: str, file: Path, row
               "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": file.name}]}]}
     told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
     loader = "parquet" if file.suffix == ".parquet" else "json"
-    body = [f"# What {_model(run)} was trained on by `{run.recipe}`",
+    body = [f"# What {_model(run, arm)} was trained on by `{run.recipe}`",
             f"{rows:,} rows, one for each trained turn: {told}. {longest}",
             f'```python\nfrom datasets import load_dataset\n\nrows = load_dataset("{loader}", '
             f'data_files="{file.name}", split="train")\n```',
-            _how(run, to, more, run_file), _metrics(run, "of the model that was trained on it"), _limits(run),
-            _licence(header["license"])]
+            _how(run, to, more, run_file), _metrics(run, "of the model that was trained on it"),
+            _limits(run, attacks=True), _licence(header["license"])]
     return _page(header, body)
 
 
-def model_card(run: Run, *, more: str, run_file: str, folder: Path, base: str, adapter: Mapping[str, Any] | None,
-               licence: str) -> str:
+def model_card(run: Run, arm: str = "", *, more: str, run_file: str, folder: Path, base: str,
+               adapter: Mapping[str, Any] | None, licence: str) -> str:
     """The card of an exported model or adapter.
 
     Args:
+        arm: of the run; "" is its main model.
         folder: where its files lie; they are hashed for the name under which a server should hold it.
         base: the model it was trained from, as PEFT or the hub names it.
         adapter: its `adapter_config.json`; None for a whole model.
@@ -81,9 +90,29 @@ def model_card(run: Run, *, more: str, run_file: str, folder: Path, base: str, a
                               "tags": ["dialoom", "dialogue", run.recipe, *(["lora"] if adapter else [])]}
     if _on_hub(base):
         header["base_model"] = base
-    body = [f"# {_model(run)}, aligned by `{run.recipe}`",
+    done = "hardened" if (run.recipe, arm) == ("dat", GUARD) else "aligned"
+    body = [f"# {_model(run, arm)}, {done} by `{run.recipe}`",
             f"{'A LoRA adapter on' if adapter else 'All weights, trained from'} `{_shown(base)}`.",
             _use(folder, base, adapter), _how(run, "model", more, run_file), _metrics(run, "of the run"), _limits(run),
+            _licence(header["license"])]
+    return _page(header, body)
+
+
+def planner_card(run: Run, *, more: str, run_file: str, licence: str) -> str:
+    """The card of an exported planner, which steers a model and is none."""
+    header: dict[str, Any] = {"license": licence or licence_of(run), "library_name": "dialoom",
+                              "tags": ["dialoom", "dialogue", run.recipe]}
+    model = spec_of(run)
+    if _on_hub(base := model.removeprefix("hf:")):
+        header["base_model"] = base
+    use = (f"```sh\ndialoom chat {_shown(model)} --planner THIS_FOLDER\n```\n\n"
+           "```python\nfrom dialoom.models.steering import load_steered\n\n"
+           f'model = load_steered("{_shown(model)}", "THIS_FOLDER")\n```')
+    body = [f"# A planner that steers {_model(run)}, trained by `{run.recipe}`",
+            "A small network that reads the model's state before each reply and puts a few soft tokens beside the "
+            "prompt. The model's weights are not changed and not in here. It fits that model alone, and Dialoom is "
+            "needed to use it: it is no adapter.",
+            use, _how(run, "model", more, run_file), _metrics(run, "of the run"), _limits(run, attacks=True),
             _licence(header["license"])]
     return _page(header, body)
 
@@ -108,11 +137,25 @@ def _use(folder: Path, base: str, adapter: Mapping[str, Any] | None) -> str:
     imports, below, served = "", f'"{_shown(base)}"', _shown(base)
     if base in POCKETS:
         imports, below, served = "from dialoom.models.load import WEIGHTS\n", f'WEIGHTS / "{base}"', "POCKETS_FOLDER"
-    return (f"```python\n{imports}from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({below})\n"
-            'model = PeftModel.from_pretrained(base, "THIS_FOLDER")\n```\n\n'
-            f"```sh\nvllm serve {served} --enable-lora --max-lora-rank {rank} \\\n"
+    loaded = (f"```python\n{imports}from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+              f"base = AutoModelForCausalLM.from_pretrained({below})\n"
+              'model = PeftModel.from_pretrained(base, "THIS_FOLDER")\n```\n\n')
+    if others := sorted(_adapted(folder) - DENSE):
+        return loaded + NOT_SERVED.format(layers=", ".join(f"`{other}`" for other in others))
+    return (f"{loaded}```sh\nvllm serve {served} --enable-lora --max-lora-rank {rank} \\\n"
             f"    --lora-modules {name}=THIS_FOLDER\n```")
+
+
+def _adapted(folder: Path) -> set[str]:
+    """The names of the layers that an adapter sits on, out of its tensors'. Raises StoreError if they are torn."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(path, "np") as tensors:
+            return {name.split(".lora_")[0].rpartition(".")[2] for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as wrong:
+        raise StoreError(f"{path}: the adapter is torn ({wrong}); train it again, or fetch the run again") from None
 
 
 def _how(run: Run, to: str, more: str, run_file: str) -> str:
@@ -148,8 +191,11 @@ def _metrics(run: Run, whose: str) -> str:
     return f"## Figures {whose}\n\n{results_table(rows, markdown=True).strip()}"
 
 
-def _limits(run: Run) -> str:
+def _limits(run: Run, *, attacks: bool = False) -> str:
+    """What to know before use; `attacks`: of what a user's own red-team scenes brought out."""
     found = [LIMITS]
+    if attacks and getattr(run.config, "scenes", "") == "redteam" and run.has_user_data:
+        found.append(ATTACKS.format(model=_shown(spec_of(run, GUARD))))
     if set(run.models) <= set(POCKETS):
         found.append(POCKET_LIMITS)
     seeds = {row.get("seed") for row in run.results if isinstance(row, dict)} - {None}
@@ -165,8 +211,8 @@ def _licence(name: Any) -> str:
             "models said. Look them up, and export again with --license.")
 
 
-def _model(run: Run) -> str:
-    return _shown(str(getattr(run.config, "model", "") or "a model"))
+def _model(run: Run, arm: str = "") -> str:
+    return _shown(spec_of(run, arm) or "a model")
 
 
 def _shown(spec: str) -> str:

@@ -16,8 +16,12 @@ from dialoom.cli import RECIPES
 from dialoom.config import Config, load_config, near_miss
 from dialoom.errors import ConfigError, DataError, StoreError
 from dialoom.files import read_json
+from dialoom.recipes.run import read_results
 from dialoom.select import Example, Pair
 from dialoom.store import read_rows
+
+GUARD = "guard"
+"""The arm of a DAT run that is its hardened defender."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,14 @@ class Run:
         if not (path / "config.yaml").is_file() or not (path / "env.json").is_file():
             raise StoreError(f"{path}: holds no run (no config.yaml and env.json); give the folder that a recipe's "
                              "--out named")
-        environment = read_json(path / "env.json")
+        environment = read_json(path / "env.json", dict)
         recipe = str(environment.get("recipe"))
         if recipe not in RECIPES:
             raise StoreError(f"{path}: a run of {recipe!r}, which has nothing to export; expected one of "
                              f"{', '.join(RECIPES)}")
         start: Config = next(iter(importlib.import_module(f"dialoom.recipes.{recipe}").PRESETS.values()))
         config = load_config(type(start), start, path / "config.yaml")
-        results = read_json(path / "results.json") if (path / "results.json").is_file() else []
+        results = read_results(path / "results.json")
         return cls(path, recipe, config, environment, results)
 
     @property
@@ -88,7 +92,14 @@ def trained(run: Run, arm: str = "") -> Trained:
         StoreError: if the run has not come so far.
         ConfigError: if there is no such arm.
     """
-    return {"pbt": _pbt, "aloe": _aloe, "ideas": _ideas, "ditto": _ditto}.get(run.recipe, _other)(run, arm)
+    return {"pbt": _pbt, "aloe": _aloe, "ideas": _ideas, "ditto": _ditto, "dat": _dat}[run.recipe](run, arm)
+
+
+def spec_of(run: Run, arm: str = "") -> str:
+    """The model that a run (or one of its arms) trained, or steers, as the settings name it."""
+    if run.recipe == "dat" and arm == GUARD:
+        return str(getattr(run.config, "partner", "")) or "pocket-guard"
+    return str(getattr(run.config, "model", ""))
 
 
 def single_targets(example: Example) -> list[Example]:
@@ -164,14 +175,19 @@ def _ideas(run: Run, arm: str) -> Trained:
     return Trained((), found, run.config.arms)
 
 
-def _other(run: Run, arm: str) -> Trained:
-    """A recipe that trains on no pairs or dialogues, or on all the pairs it wrote."""
-    _known(arm, ())
-    if not (run.path / "pairs.jsonl").is_file():
-        raise StoreError(f"{run.path}: {run.recipe} writes no pairs.jsonl, so there are no rows to export; --to model "
-                         "exports what it trained")
-    pairs = _pairs(run)
-    return Trained(pairs, preferred(pairs))
+def _dat(run: Run, arm: str) -> Trained:
+    """What a defender was hardened on; a planner learns from no rows."""
+    from dialoom.recipes.dat import DatConfig
+
+    assert isinstance(run.config, DatConfig)
+    _known(arm, (GUARD,))
+    guard = f"--arm {GUARD} has what the defender was hardened on" if run.config.harden else (
+        f"only a run with --harden has any, as --arm {GUARD}")
+    if not run.config.harden or not arm:
+        raise StoreError(f"{run.path}: a planner learns from what its actions earned (replay.bin), not from rows; "
+                         f"--to model exports it, {guard}")
+    pairs = _pairs(run, "harden/")
+    return Trained(pairs, preferred(pairs), (GUARD,))
 
 
 def _known(arm: str, arms: Sequence[str] | Mapping[str, Any]) -> None:
@@ -180,11 +196,11 @@ def _known(arm: str, arms: Sequence[str] | Mapping[str, Any]) -> None:
         raise ConfigError(f"--arm {arm!r}: {expected}")
 
 
-def _pairs(run: Run) -> list[Pair]:
-    path = run.path / "pairs.jsonl"
+def _pairs(run: Run, part: str = "") -> list[Pair]:
+    path = run.path / f"{part}pairs.jsonl"
     if not path.is_file():
-        raise StoreError(f"{run.path}: holds no pairs yet (no pairs.jsonl); run the same command again until they are "
-                         "cut")
+        raise StoreError(f"{run.path}: holds no pairs yet (no {part}pairs.jsonl); run the same command again until "
+                         "they are cut")
     pairs = [Pair.from_row(row, f"{path}:{line}") for line, row in enumerate(read_rows(path), 1)]
     if not pairs:
         raise DataError(f"{path}: holds no pair, so there is nothing to export; look at dropped.json")

@@ -11,9 +11,9 @@ from dialoom.config import near_miss
 from dialoom.dialogue import Chat
 from dialoom.errors import ConfigError, StoreError
 from dialoom.export import layouts
-from dialoom.export.cards import dataset_card, model_card, shared_settings
+from dialoom.export.cards import dataset_card, model_card, planner_card, shared_settings
 from dialoom.export.layouts import Row
-from dialoom.export.trained import Run, Trained, trained
+from dialoom.export.trained import GUARD, Run, Trained, spec_of, trained
 from dialoom.files import read_json
 from dialoom.store import write_whole
 
@@ -23,6 +23,7 @@ LAYOUTS: Mapping[str, Callable[[Trained, Log], list[Row]]] = {
     "sharegpt": layouts.sharegpt_rows, "parquet": layouts.preference_rows}
 """What `--to` takes besides `model`, and who makes the rows."""
 MODEL = "model"
+STEERING = "steering.json"  # what makes a folder a planner's
 SETTINGS = "run.yaml"
 TRL_LENGTH = 1024  # TRL's trainers cut rows at this length unless told otherwise
 MARKS = 4  # tokens of a template around a message; only for saying how long rows are
@@ -58,7 +59,7 @@ def export_run(run: str | Path, to: str, out: str | Path, *, arm: str = "", merg
     folder.mkdir(parents=True, exist_ok=True)
     path = (layouts.write_parquet if to == "parquet" else layouts.write_jsonl)(folder, rows)
     told = f"The longest row has about {size:,} tokens."
-    card = dataset_card(source, to=to, more=more, run_file=SETTINGS, file=path, rows=len(rows),
+    card = dataset_card(source, arm, to=to, more=more, run_file=SETTINGS, file=path, rows=len(rows),
                         kinds=layouts.kinds_of(rows), longest=told, licence=licence)
     _beside(source, folder, card)
     log(f"{len(rows):,} rows in {path}")
@@ -86,12 +87,16 @@ def _beside(run: Run, folder: Path, card: str) -> None:
 def _counter(run: Run) -> Callable[[Chat], int]:
     """Counts a chat's tokens with the tokenizer of what the run trained; without one, four letters a token."""
     found = next((part for part in run.path.glob("*/tokenizer.json")), None) or next(
-        (part for part in run.path.glob("a*/*/**/tokenizer.json")), None)
+        (part for place in ("a*/*/**", "harden/*") for part in run.path.glob(f"{place}/tokenizer.json")), None)
     if found is None:
         return lambda chat: sum(len(message["content"]) // 4 + MARKS for message in chat)
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(found))
+    try:
+        tokenizer = Tokenizer.from_file(str(found))
+    except Exception as wrong:  # noqa: BLE001 - tokenizers has no error of its own
+        raise StoreError(f"{found}: is no tokenizer that can be read ({str(wrong)[:120]}); copy that of the model the "
+                         "run began from over it") from None
     known: dict[str, int] = {}
 
     def length(text: str) -> int:
@@ -106,12 +111,13 @@ def _counter(run: Run) -> Callable[[Chat], int]:
 
 
 def model_folders(run: Path) -> dict[str, Path]:
-    """What a run trained, by arm; "" is its main model. An author of DITTO is an arm."""
+    """What a run trained, by arm; "" is its main model, or its planner. An author of DITTO is an arm."""
     found: dict[str, Path] = {}
-    places = {"": run, **{path.name: path for part in ("arms", "authors") for path in sorted((run / part).glob("*"))}}
+    places = {"": run, **{path.name: path for part in ("arms", "authors") for path in sorted((run / part).glob("*"))},
+              GUARD: run / "harden" / GUARD}
     for arm, place in places.items():
-        for at in (place / "model", place / "adapter", *([place] if arm else [])):
-            if (at / "config.json").is_file() or (at / "adapter_config.json").is_file():
+        for at in (place / "model", place / "adapter", place / "planner", *([place] if arm else [])):
+            if any((at / name).is_file() for name in ("config.json", "adapter_config.json", STEERING)):
                 found[arm] = at
                 break
     return found
@@ -124,24 +130,35 @@ def _export_model(run: Run, folder: Path, arm: str, merge: bool, more: str, lice
         expected = near_miss(arm, names) if arm and names else f"--arm may be {', '.join(names)}" if names else (
             "let its training finish first")
         raise StoreError(f"{run.path}: holds no trained model{f' of arm {arm!r}' if arm else ''}; {expected}")
-    source = held[arm]
+    source, about = held[arm], {"more": more, "run_file": SETTINGS, "licence": licence}
+    if (source / STEERING).is_file():
+        if merge:
+            raise ConfigError("--merge adds an adapter into the weights below it, and a planner is none; leave it out")
+        _copy(source, folder)
+        _beside(run, folder, planner_card(run, **about))
+        log(f"planner in {folder}")
+        return folder
     adapter = _settings(source / "adapter_config.json") if (source / "adapter_config.json").is_file() else None
-    begun_from = str(getattr(run.config, "model", "")).removeprefix("hf:")
+    begun_from = spec_of(run, arm).removeprefix("hf:")
     base = str(adapter["base_model_name_or_path"]) if adapter else begun_from
-    folder.mkdir(parents=True, exist_ok=True)
     if merge and adapter is not None:
+        folder.mkdir(parents=True, exist_ok=True)
         _merge(source, folder)
         adapter = None
     else:
         if merge:
             log(f"{source} is a whole model already; there is nothing to merge")
-        for file in sorted(source.iterdir()):
-            if file.suffix in (".safetensors", ".json", ".jinja"):
-                shutil.copyfile(file, folder / file.name)
-    _beside(run, folder, model_card(run, more=more, run_file=SETTINGS, folder=folder, base=base, adapter=adapter,
-                                    licence=licence))
+        _copy(source, folder)
+    _beside(run, folder, model_card(run, arm, folder=folder, base=base, adapter=adapter, **about))
     log(f"{'adapter' if adapter else 'model'} in {folder}")
     return folder
+
+
+def _copy(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".jinja"):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _merge(source: Path, folder: Path) -> None:

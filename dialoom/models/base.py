@@ -35,12 +35,14 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+ENDED = ("stop", "length")  # the `finish` of replies that were said
 
 
 @dataclass(frozen=True)
 class Completion:
     """One reply. `finish` is "stop" (the model ended it) or "length" (cut at the limit).
 
+    Where a server refused a chat or gave nothing to use, `text` is empty and `finish` says why, as "endpoint: ...".
     `tokens` are the sampled ids where the model shows them: the record of what was said, the text being a view.
     `notes` go onto the turn that is made of it: the action of a planner.
     """
@@ -74,6 +76,9 @@ class ChatModel(Protocol):
 class ScoringModel(ChatModel, Protocol):
     """A chat model that can weigh given answers: logit judges (yes/no, A/B)."""
 
-    def choose(self, chats: Sequence[Chat], options: Sequence[str]) -> list[list[float]]:
-        """Log-probability (nats, normalised over `options`) that each chat's reply begins with each option."""
+    def choose(self, chats: Sequence[Chat], options: Sequence[str]) -> Sequence[list[float] | None]:
+        """Log-probability (nats, normalised over `options`) that each chat's reply begins with each option.
+
+        None for a chat of which a server gave nothing to read; models whose weights are here weigh every chat.
+        """
         ...

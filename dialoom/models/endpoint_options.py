@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dialoom.dialogue import Chat
+from dialoom.models.template import THINKING, THOUGHT
 
 ASK_LETTER = "Answer with one letter only."
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER_WEIGHT = 0.95  # what a chosen letter counts where the server gives no log-probabilities; our choice
+MANY, FEW = 20, 5  # likeliest tokens to ask for: what OpenAI gives at most, and servers that refuse so many
 LEAST = -10_000.0  # stands for log 0, which JSON has no number for
 
 
@@ -47,6 +49,12 @@ def _speaks_for(token: str, option: str) -> bool:
     if not token:
         return False
     return option.startswith(token) or (token.startswith(option) and not token[len(option)].isalnum())
+
+
+def spoken(text: str) -> str:
+    """A reply without the thinking written out before it; "" of one that ends while it thinks."""
+    said = text.rpartition(THOUGHT)[2]
+    return "" if said.lstrip().startswith(THINKING) else said
 
 
 def asking_letter(chat: Chat, options: Sequence[str]) -> Chat:

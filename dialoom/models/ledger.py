@@ -177,7 +177,7 @@ class AnswerFile:
             tokens = Tokens(int(row["read"]), int(row["written"]))
             if not isinstance(row["choice"], dict):
                 raise TypeError("choice is not an object")
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             self.damaged += bool(line.strip())
             return
         self._places.setdefault(id, (self._seen, len(line)))
@@ -206,6 +206,9 @@ class Ledger:
         self.shared = shared
         self.flag = "--endpoint."  # what the settings' names begin with on the command line
         self.faults: Counter[str] = Counter()
+        self.unusable: Counter[str] = Counter()  # requests that brought nothing to use, by why
+        self.notes: dict[str, None] = {}  # what a user should know of how endpoints were asked, each once
+        self._unread: dict[tuple[str, str], set[str]] = {}  # (role, model) -> answers of which nothing could be used
         self.holds = 0  # requests in flight, and the tokens and dollars that they may cost at most
         self._held = (0, 0.0)
         self._guard = threading.RLock()
@@ -236,6 +239,21 @@ class Ledger:
         """Count an attempt that brought no usable answer."""
         with self._guard:
             self.faults[kind] += 1
+
+    def note(self, line: str) -> None:
+        """Keep what a user should know of how endpoints were asked."""
+        with self._guard:
+            self.notes[line] = None
+
+    def unread(self, id: str, role: str, model: str) -> None:
+        """Note that nothing in an answer could be used."""
+        with self._guard:
+            self._unread.setdefault((role, model), set()).add(id)
+
+    def has_served(self, role: str, model: str) -> bool:
+        """Whether a model ever answered in a role, restarts included, and not all of it was of no use."""
+        with self._guard:
+            return self.answers.totals[role, model, "answers"] > len(self._unread.get((role, model), ()))
 
     def hold(self, model: str, most: Tokens) -> bool:
         """Set aside what a request may cost at most, if the caps allow it; hand it back with `free`.
@@ -310,6 +328,10 @@ class Ledger:
             lines.append(f"all endpoints: {tokens:,} tokens{_dollars(dollars if known else None)}")
         if self.faults:
             lines.append("tried again: " + ", ".join(f"{count} x {kind}" for kind, count in self.faults.most_common()))
+        if self.unusable:
+            lines.append("left out, since nothing came that could be used: " + ", ".join(
+                f"{count} x {kind}" for kind, count in self.unusable.most_common()))
+        lines += self.notes
         damaged = sum(getattr(each, "damaged", 0) for each in (self.answers, self.shared))
         if damaged:
             lines.append(f"{damaged} damaged lines of {ANSWERS} count as never answered")
@@ -318,16 +340,20 @@ class Ledger:
     def write(self, path: str | Path) -> None:
         """Write the rows to a file, if anybody was ever asked: the usage of a run, its restarts included."""
         rows = self.rows()
-        if not rows and not self.faults:
+        if not (rows or self.faults or self.unusable):
             return
         tokens, dollars = self.spent()
         known = any(row["dollars"] is not None for row in rows)
         try:
-            before = Counter(read_json(path, dict).get("tried_again", {})) + self.faults
+            held = read_json(path, dict)
+            before = Counter(held.get("tried_again", {})) + self.faults
+            left_out = Counter(held.get("left_out", {})) | self.unusable  # a restart meets the same ones again
+            notes = [*dict.fromkeys([*map(str, held.get("notes", [])), *self.notes])]
         except (OSError, TypeError):
-            before = self.faults
+            before, left_out, notes = self.faults, self.unusable, [*self.notes]
         write_whole(path, json.dumps({"rows": rows, "tokens": tokens, "dollars": dollars if known else None,
-                                      "tried_again": dict(before)}, indent=1) + "\n")
+                                      "tried_again": dict(before), "left_out": dict(left_out), "notes": notes},
+                                     indent=1) + "\n")
 
 
 def row_line(row: Mapping[str, Any]) -> str:

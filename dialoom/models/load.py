@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dialoom.models.local import LocalModel
 
 M = TypeVar("M", bound="ChatModel")
+_watching: list[Callable[[str, ChatModel], None]] = []
 POCKETS = ("pocket", "pocket-small")
 WEIGHTS = Path(__file__).parent.parent / "pocket" / "weights"
 KINDS = "pocket, pocket-small, hf:<name or path>[+<adapter>], openai:<model>[@<address>], run:<folder>"
@@ -38,6 +39,30 @@ def load_model(spec: str, *, device: str | Place = "auto") -> ChatModel:
             replica: copies in Ray actors, which talk and weigh options, and cannot be trained.
     Raises: ModelError: one line that says what was meant instead, or what to do first.
     """
+    model = _load(spec, device)
+    if not is_endpoint(spec):
+        for notice in _watching[-1:]:
+            notice(spec, model)
+    return model
+
+
+def watch(notice: Callable[[str, ChatModel], None]) -> Callable[[], None]:
+    """Tell `notice` of every model of this machine that `load_model` loads, which it may refuse by an error.
+
+    Which is told is a matter of the process, as with the ledger of endpoints; the last one that asked is.
+
+    Returns: what ends it.
+    """
+    _watching.append(notice)
+
+    def end() -> None:
+        if notice in _watching:
+            _watching.remove(notice)
+
+    return end
+
+
+def _load(spec: str, device: str | Place) -> ChatModel:
     kind, colon, rest = spec.partition(":")
     if Place.of(device).replicas > 1 and not is_endpoint(spec):
         from dialoom.models.replicas import ray_replicas
@@ -63,6 +88,14 @@ def check_spec(spec: str) -> None:
     kind, colon, rest = spec.partition(":")
     if spec not in POCKETS and not (colon and rest and kind in ("hf", "openai", "run")):
         raise _unknown(spec)
+
+
+def tokenizer_of(spec: str) -> Any:
+    """The tokenizer of an `hf:` model, without its weights. Raises ModelError if it cannot be read."""
+    from dialoom.models.pretrained import hub_is_there, one_line, read_tokenizer
+    base, _, _ = _split_adapter(spec.removeprefix("hf:"))
+    with one_line(spec):
+        return read_tokenizer(base, local_files_only=is_folder(base) or not hub_is_there())
 
 
 def _unknown(spec: str) -> ModelError:
@@ -99,8 +132,8 @@ def _near_miss(spec: str) -> str:
     kind, colon, rest = spec.partition(":")
     if colon and not rest:
         return ": nothing stands after the colon"
-    if Path(spec).is_dir():
-        is_run = any((Path(spec) / part).is_dir() for part in ("model", "adapter"))
+    if is_folder(spec):
+        is_run = any((Path(spec) / part).is_dir() for part in ("model", "adapter", "authors", "planner"))
         return f"; did you mean {'run' if is_run else 'hf'}:{spec}?"
     near = difflib.get_close_matches(kind.lower(), ["hf", "openai", "run"] if colon else POCKETS, n=1, cutoff=0.5)
     if near:
@@ -116,9 +149,28 @@ def _pocket(name: str) -> str:
     return str(folder)
 
 
+def absolute(spec: str) -> str:
+    """The same model for a process that works in another folder: the folders of a spec from the root on."""
+    kind, _, rest = spec.partition(":")
+    if kind == "run":
+        return f"run:{Path(rest).resolve()}"
+    if kind != "hf":
+        return spec
+    return "hf:" + "".join(str(Path(part).resolve()) if part and is_folder(part) else part
+                           for part in _split_adapter(rest))
+
+
 def _split_adapter(text: str) -> tuple[str, str, str]:
     """Base and adapter at the plus sign; a plus inside an existing folder's name is not one."""
-    return (text, "", "") if Path(text).is_dir() else text.partition("+")
+    return (text, "", "") if is_folder(text) else text.partition("+")
+
+
+def is_folder(text: str | Path) -> bool:
+    """Whether a folder of this name is there; a name that no file can have (too long, with NUL) is none."""
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def load_folder(folder: str | Path, *, device: str | Place = "auto", name: str) -> LocalModel:
@@ -130,11 +182,12 @@ def load_folder(folder: str | Path, *, device: str | Place = "auto", name: str) 
     Raises: ModelError: if nothing trained lies there, or it cannot be loaded.
     """
     folder = Path(folder)
+    if not is_folder(folder):
+        raise ModelError(f"{name}: {folder} is no folder")
     at = folder if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file() else None
     at = at or next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if at is None:
-        what = "holds neither model/ nor adapter/; let its training finish first" if folder.is_dir() else "is no folder"
-        raise ModelError(f"{name}: {folder} {what}")
+        raise ModelError(f"{name}: {folder} {_instead(folder)}")
     if not (at / "adapter_config.json").is_file():
         return _local(str(at), device=device, name=name)
     base = _read_json(at / "adapter_config.json").get("base_model_name_or_path")
@@ -145,6 +198,18 @@ def load_folder(folder: str | Path, *, device: str | Place = "auto", name: str) 
         base = base.removeprefix("hf:")
     below = _pocket(base) if base in POCKETS else base
     return _local(below, adapter=str(at), device=device, name=name, base=base)
+
+
+def _instead(folder: Path) -> str:
+    """What a folder holds in place of a model, and what to give then."""
+    if any((place / "steering.json").is_file() for place in (folder, folder / "planner")):
+        return ("holds a planner, which steers a model and is none; give that model (`model` in the run's config.yaml) "
+                f"with --planner {folder}")
+    authors = sorted(part.parent.name for kind in ("model", "adapter") for part in folder.glob(f"authors/*/{kind}"))
+    if authors:
+        return (f"holds a model for each of its authors; give one, as run:{folder / 'authors' / authors[0]} "
+                f"({', '.join(authors)})")
+    return "holds neither model/ nor adapter/; let its training finish first"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,29 +1,26 @@
 """Any transformers causal LM on this machine: chat, weigh options, score replies, carry a LoRA adapter, save.
 
-How text is drawn is in `engine`, the chat template in `template`. Weights are read from and written to safetensors
-only, and no code is ever taken from a model's folder. The fingerprint follows the weights: training changes it.
+How text is drawn is in `engine`, the chat template in `template`, how a model's files are read in `pretrained`. Weights
+are written to safetensors only. The fingerprint follows the weights: training changes it.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import json
 import logging
-import os
-import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
-from dialoom.dialogue import Chat
-from dialoom.errors import ModelError, StoreError
+from dialoom.dialogue import Chat, content_id
+from dialoom.errors import ModelError
 from dialoom.models.base import Completion, Sampling
 from dialoom.models.place import Origin, Place
+from dialoom.models.pretrained import one_line, quiet, read_model, written
 from dialoom.models.template import ChatTemplate, fit
 
 if TYPE_CHECKING:
@@ -87,20 +84,13 @@ class LocalModel:
             device: "auto" takes cuda, then mps, then cpu; a `Place` also says type, spread and quantisation.
         Raises: ModelError: one line, if it is not there, not a causal LM, or has no safetensors.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        named = name or str(path_or_name)
-        how = _how(Place.of(device))
-        with _one_line(named), _quiet():
-            here = all(Path(part).is_dir() for part in (path_or_name, adapter or path_or_name)) or not _hub_is_there()
-            own = {"local_files_only": here, "trust_remote_code": False}  # unsaid, a terminal would be asked
-            tokenizer = AutoTokenizer.from_pretrained(str(path_or_name), **own)
-            module = AutoModelForCausalLM.from_pretrained(str(path_or_name), use_safetensors=True, **own, **how)
-            if adapter is not None:
-                from peft import PeftModel
-                module = PeftModel.from_pretrained(module, str(adapter), is_trainable=True, use_safetensors=True,
-                                                   local_files_only=here)
-        model = cls(module.eval(), tokenizer, name=named, base=base or str(path_or_name))
-        model.origin = Origin(str(path_or_name), str(adapter or "") or None, Place.of(device))
+        named, place = name or str(path_or_name), Place.of(device)
+        origin = Origin(str(path_or_name), str(adapter or "") or None, place)
+        folder = origin.adapter or origin.path
+        with one_line(named, "" if folder in named else folder), quiet():
+            module, tokenizer = read_model(origin.path, origin.adapter, place)
+            model = cls(module, tokenizer, name=named, base=base or origin.path)
+        model.origin = origin
         return model
 
     # What the model says
@@ -309,7 +299,7 @@ class LocalModel:
                             target_modules=list(targets) if targets else "all-linear",
                             fan_in_fan_out=any(type(part).__name__ == "Conv1D" for part in self.module.modules()))
         try:
-            with _quiet():
+            with quiet():
                 self.module, self._engine = get_peft_model(self.module, config).eval(), None
         except ValueError as error:
             raise ModelError(f"{self.name}: no adapter can be put on {', '.join(targets or ['its linear layers'])}: "
@@ -358,7 +348,7 @@ class LocalModel:
         Raises: StoreError: if it cannot be written, as on a full disk.
         """
         path = Path(folder)
-        with _quiet(), _written(path):
+        with quiet(), written(path):
             path.mkdir(parents=True, exist_ok=True)
             if self.has_adapter:
                 for config in self.module.peft_config.values():
@@ -384,6 +374,12 @@ class LocalModel:
             self._hashed = (state, self._hash(parameters))
         return self._hashed[1]
 
+    @property
+    def known_by(self) -> dict[str, str]:
+        """What a run writes down to know the model again: its fingerprint, its chat template's, its number type."""
+        return {"fingerprint": self.fingerprint, "template": content_id(str(self.tokenizer.chat_template)),
+                "dtype": str(next(self.module.parameters()).dtype).removeprefix("torch.")}
+
     def _hash(self, parameters: list[tuple[str, Any]]) -> str:
         import torch
         digest = hashlib.blake2b(digest_size=8)
@@ -407,92 +403,3 @@ def _stops(module: Any, tokenizer: Any, template: ChatTemplate) -> frozenset[int
         ends = getattr(settings, "eos_token_id", None)
         found.update(ends if isinstance(ends, list) else [ends])
     return frozenset(int(end) for end in found if end is not None)
-
-
-def _how(place: Place) -> dict[str, Any]:
-    """What transformers is told about where and how to load."""
-    import torch
-    device = torch.device(_device(place.device))
-    dtype = place.dtype if place.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    how: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": {"": device}}
-    if place.device_map != "none":
-        how["device_map"] = place.device_map
-    if place.quantize != "none":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise ModelError(f"--quantize {place.quantize} needs bitsandbytes, which is not installed; "
-                             "pip install 'dialoom[quantize]', or leave --quantize out")
-        from transformers import BitsAndBytesConfig
-        how["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True) if place.quantize == "8bit" else \
-            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                               bnb_4bit_compute_dtype=how["dtype"])
-    return how
-
-
-def _device(wanted: str) -> str:
-    import torch
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda was asked for, but torch sees no GPU; use --device cpu, or a CUDA build of torch")
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar for reading weights, and no word of what PEFT still calls by its old name; settings come back."""
-    from transformers.utils import logging as told
-    was_on = told.is_progress_bar_enabled()
-    told.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if was_on:
-            told.enable_progress_bar()
-
-
-def _hub_is_there() -> bool:
-    """Whether the hub's name resolves; without this, a machine off the net waits a minute for retries."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy resolves names, not this machine
-    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises into one line; safetensors and tokenizers have errors of their own."""
-    from safetensors import SafetensorError
-    try:
-        yield
-    except Exception as wrong:
-        if not isinstance(wrong, OSError | SafetensorError) and "os error" not in str(wrong):
-            raise
-        raise StoreError(f"{path}: the model cannot be written ({getattr(wrong, 'strerror', None) or wrong}); make "
-                         "room and run the same command again") from None
-
-
-@contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turn what transformers and the hub raise on loading into one line that says what to do."""
-    from safetensors import SafetensorError
-    try:
-        yield
-    except SafetensorError as error:
-        raise ModelError(f"cannot load {name!r}: its weights are torn or not safetensors ({error}); fetch or build "
-                         "them again") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        if "couldn't connect" in text or "couldn't find them in the cached files" in text:
-            text = ("it is no folder here and not in the hub's cache, and the hub cannot be reached; give a folder, or "
-                    "fetch it where there is a network")
-        raise ModelError(f"cannot load {name!r}: {text[:300]}") from error

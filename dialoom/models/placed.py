@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dialoom.config import Config
 from dialoom.models.place import DeviceMap, Dtype, Place, Quantize
-from dialoom.models.spending import Endpoints
+from dialoom.models.spending import Endpoints, check_address
 from dialoom.tracking import Tracker
 
 
@@ -38,6 +38,14 @@ class Placed(Config):
     def place(self) -> Place:
         """Where and how local models are loaded."""
         return Place(self.device, self.dtype, self.device_map, self.quantize, self.replicas)
+
+    @model_validator(mode="after")
+    def _addresses_hold_no_key(self) -> Placed:
+        for value in (one for _, part in self for one in (part if isinstance(part, tuple) else (part,))):
+            model, at, address = str(value).partition("@http")
+            if at and model.startswith("openai:"):
+                check_address(f"http{address}")
+        return self
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> Placed:

@@ -21,6 +21,7 @@ from dialoom.dialogue import Chat, content_id
 from dialoom.errors import ConfigError, EndpointError, ModelError
 from dialoom.models.base import ChatModel, Completion, Sampling
 from dialoom.models.endpoint import EndpointModel, load_endpoint
+from dialoom.models.load import absolute
 from dialoom.models.place import Place
 
 PART = 128  # chats a local copy is given at once: what is said again if it is lost
@@ -75,7 +76,7 @@ class Replicas:
         return self._spread(chats, "chat", lambda part: ([chats[at] for at in part], sampling,
                                                          [keys[at] for at in part]))
 
-    def choose(self, chats: Sequence[Chat], options: Sequence[str]) -> list[list[float]]:
+    def choose(self, chats: Sequence[Chat], options: Sequence[str]) -> list[list[float] | None]:
         """Log-probability (nats, normalised over `options`) that each chat's reply begins with each option."""
         return self._spread(chats, "choose", lambda part: ([chats[at] for at in part], list(options)))
 
@@ -222,7 +223,9 @@ def ray_replicas(spec: str, place: Place, *, part: int = PART) -> Replicas:
     """Copies of a model in `place.replicas` Ray actors: on the cluster RAY_ADDRESS names, else on this machine.
 
     Args:
-        place: of each copy; a GPU each where Ray knows of any and the device may be one.
+        spec: its folders must be there under the same paths on every machine of a cluster.
+        place: of each copy; a GPU each where Ray knows of any and the device may be one. They are held until the
+            process ends.
         part: most chats a copy is given at once.
     Raises:
         ConfigError: if Ray is not installed, or has not the GPUs or processors for so many.
@@ -238,8 +241,9 @@ def ray_replicas(spec: str, place: Place, *, part: int = PART) -> Replicas:
     remote, shared = ray.remote(_Actor), content_id(os.getpid(), asdict(place))
     actors = [remote.options(name=f"dialoom-{shared}-{at}", get_if_exists=True, num_cpus=1, num_gpus=int(on_gpu),
                              max_restarts=-1, max_task_retries=0).remote(place.single) for at in range(count)]
+    there = absolute(spec)
     try:
-        fingerprints = ray.get([actor.fingerprint.remote(spec) for actor in actors])
+        fingerprints = ray.get([actor.fingerprint.remote(there) for actor in actors])
     except ray.exceptions.RayTaskError as error:
         raise ModelError(f"{spec}: a replica cannot load it: {error.cause}") from None
     except ray.exceptions.RayError as error:
@@ -247,7 +251,7 @@ def ray_replicas(spec: str, place: Place, *, part: int = PART) -> Replicas:
     if len(set(fingerprints)) > 1:
         raise ModelError(f"{spec}: the replicas hold different weights ({', '.join(sorted(set(fingerprints)))}); bring "
                          "all machines to the same version of it")
-    workers = [RayWorker(actor, spec, f"replica {at + 1} of {count}") for at, actor in enumerate(actors)]
+    workers = [RayWorker(actor, there, f"replica {at + 1} of {count}") for at, actor in enumerate(actors)]
     return Replicas(workers, name=spec, fingerprint=fingerprints[0], part=part)
 
 

@@ -46,7 +46,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, name: str) -> None:
-        """Raises ModelError if the tokenizer has no template or its template cannot render a plain chat."""
+        """Raises ModelError if the tokenizer has no template, or one that cannot render a plain chat."""
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(f"{name}: the tokenizer has no chat template, so a chat cannot be written for it; "
                              "use an instruction-tuned model, or set tokenizer.chat_template and save it")
@@ -69,8 +69,11 @@ class ChatTemplate:
     def _find_border(self) -> None:
         """What stands between a prompt and a reply: what the template leaves out of its prompts, and a blank."""
         asked: Chat = [{"role": "user", "content": "Hello"}]
-        prompt = self._render(asked, True)
-        before = self._render([*asked, {"role": "assistant", "content": MARK}], False).rpartition(MARK)[0]
+        prompt, whole = self._render(asked, True), self._render([*asked, {"role": "assistant", "content": MARK}], False)
+        if "hello" not in prompt.casefold() or MARK.casefold() not in whole.casefold():  # how, is a matter of audits
+            raise ModelError(f"{self.name}: its chat template does not write what is said ({whole!r:.80}); set another "
+                             "tokenizer.chat_template and save it")
+        before = whole.rpartition(MARK)[0]
         between = before.removeprefix(prompt) if before.startswith(prompt) else ""
         self._opens = between.rstrip()  # a template that asks for no reply: its role mark
         self._leads = between[len(self._opens):]

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from dialoom.dialogue import DialogueTree, content_id
 from dialoom.errors import ConfigError, DataError, ModelError
-from dialoom.evals.alignment_roles import persona_at, scenario_of
+from dialoom.evals.alignment_roles import EXAMPLES, persona_at, scenario_of
 from dialoom.evals.metrics import Row, over_seeds
+from dialoom.files import read_steps
 from dialoom.models.load import load_folder
 from dialoom.progress import progress
 from dialoom.recipes.aloe_cast import Cast, replies
 from dialoom.recipes.aloe_config import ARMS, PAPER, PRESETS, RULE, AloeConfig
 from dialoom.recipes.aloe_data import POCKET, conversations, examples_of, general_examples, pairs_of, read_conversations
-from dialoom.recipes.aloe_dialogues import Tally, grow_dialogues, read_log, responder
+from dialoom.recipes.aloe_dialogues import HINTED, PLAIN, Tally, grow_dialogues, read_log, responder
 from dialoom.recipes.aloe_eval import SHIFTED, evaluate_subject
 from dialoom.recipes.aloe_people import apart, people
 from dialoom.recipes.pbt import load_local
@@ -71,6 +72,7 @@ def run(config: AloeConfig, folder: RunFolder, stages: Sequence[str] = STAGES, l
     """
     check(config, stages)
     path = folder.path
+    folder.briefs(_briefs(config))
     folder.stage("personas", lambda: _personas_stage(config, path, log))
     if "dialogues" in stages:
         folder.stage("dialogues", lambda: _dialogues_stage(config, path, log))
@@ -81,6 +83,16 @@ def run(config: AloeConfig, folder: RunFolder, stages: Sequence[str] = STAGES, l
         folder.stage("train-dpo", lambda: _dpo_stage(config, path, log))
     if "eval" in stages:
         _eval_stages(config, folder, log)
+
+
+def _briefs(config: AloeConfig) -> dict[str, str]:
+    """What speakers are told privately, by the name their turns note; a hint differs from turn to turn."""
+    told = {"brief": config.neutral, "persona": config.user_brief, "evals/briefed/brief": config.ceiling,
+            "evals/few_shot/brief": "\n\n".join(part for part in (config.neutral, EXAMPLES) if part)}
+    if config.conversations:  # who wrote those was told something else
+        return told
+    known = "(what the user has let out up to here, as the user's turns note)"
+    return {**told, HINTED: config.hint.format(hint=known), PLAIN: config.neutral}
 
 
 def check(config: AloeConfig, stages: Sequence[str] = STAGES) -> None:
@@ -214,8 +226,7 @@ def gather_metrics(path: Path) -> None:
     rows: list[dict[str, Any]] = []
     for arm in ARMS:
         noted = path / "work" / arm / "metrics.jsonl"
-        rows += [{"stage": arm.split("_")[0], "subject": arm, **row}
-                 for row in (read_rows(noted) if noted.exists() else ())]
+        rows += [{"stage": arm.split("_")[0], "subject": arm, **row} for row in read_steps(noted)]
     write_rows(path / "metrics.jsonl", rows)
 
 
@@ -252,14 +263,14 @@ def _eval_stage(cast: Cast, folder: RunFolder, label: str, test: list[Persona], 
 
 
 def roles(config: AloeConfig) -> list[Role]:
-    """Who is asked by name, and how often at most; judges are asked up to three times."""
+    """Who is asked by name, and how often at most; inducer and judge up to three times each."""
     talk = 0 if config.conversations else config.train_count * config.turns
     shifts = len(SHIFTED) if config.shift_at else 0
     tests = (len(subjects_of(config)) + shifts) * config.eval_count * config.turns
     each, history = config.max_new_tokens, 150 + config.turns * config.max_new_tokens
     return [Role("responder", config.responder or config.model, 2 * talk, history, each),
             Role("user", config.user, talk + tests, history, each),
-            Role("inducer", config.inducer, talk, history, 60),
+            Role("inducer", config.inducer, 3 * talk, history, 60),
             Role("judge", config.judge, 3 * (talk + tests), 300 + 3 * each, 8)]
 
 

@@ -3,7 +3,7 @@
     clone    the model's own replies are collected, and a clone with an up-mapping is fitted to them (not for a PCA)
     upmap    how an action becomes a prefix: that mapping, a PCA of the embeddings, or another run's
     collect  training scenes are played under varied actions, into a replay
-    train    TD3+BC on the replay; further passes collect around the planner so far and train it again
+    train    TD3+BC on the replay; further passes collect with the planner so far and train a new one on all there is
     eval     held-out scenes: the planner beside the unsteered model, random and constant actions and the clone
 
 The model's weights are never changed. What a scene is, and what is earned in it, is a `Side`.
@@ -12,16 +12,18 @@ The model's weights are never changed. What a scene is, and what is earned in it
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dialoom.config import load_config
 from dialoom.dialogue import Scenario, content_id
-from dialoom.errors import ConfigError, ModelError
+from dialoom.errors import ConfigError, DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
-from dialoom.files import read_rows, write_rows, write_whole
+from dialoom.files import read_rows, read_steps, read_text, write_rows, write_whole
 from dialoom.progress import progress
 from dialoom.recipes.dat_config import PAPER, PRESETS, DatConfig
 from dialoom.recipes.planned import Role
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["ACTIONS", "PAPER", "PRESETS", "STAGES", "DatConfig", "act", "data_hash", "plan", "roles", "run", "side_of"]
 STAGES = ("clone", "upmap", "collect", "train", "eval")
 ACTIONS = ("sweep",)  # done to a finished run folder: `dialoom dat sweep RUN`
-MAPPING, PLANNER_FOLDER, REPLAY, CARD = "mapping", "planner", "replay.bin", "replay.json"
+CLONE, MAPPING, PLANNER_FOLDER, REPLAY, CARD = "clone", "mapping", "planner", "replay.bin", "replay.json"
 POCKET_SECONDS = 0.008  # a steered reply of pocket on one core of a small cloud machine, all reading included
 HELD_OUT = 10  # every tenth prompt measures the clone's gap
 
@@ -73,12 +75,11 @@ def run(config: DatConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
 def data_hash(config: DatConfig) -> str:
     """16 hex digits over the user's files, "" where there are none. Raises DataError if one cannot be read."""
     from dialoom.recipes.run import hash_data
-    from dialoom.scenarios.sotopia import FILES
+    from dialoom.scenarios.sotopia import files_in
 
     files = [Path(path) for path in (config.clone.data, config.redteam.ordinary) if path]
     if config.data and config.scenes == "social":
-        files += sorted(found for names in FILES.values() for name in names for end in (".json", ".jsonl")
-                        if (found := Path(config.data) / f"{name}{end}").is_file())
+        files += sorted(path for paths in files_in(config.data).values() for path in paths)
     elif config.data:
         files.append(Path(config.data))
     return content_id(*map(hash_data, files)) if files else ""
@@ -154,33 +155,45 @@ def _replies_stage(config: DatConfig, model: LocalModel, side: Side, path: Path)
 def _read_replies(path: Path) -> list[list[Reply]]:
     from dialoom.train.cloning import Reply
 
-    return [[Reply(tuple(row["prompt"]), tuple(reply)) for reply in row["replies"]] for row in read_rows(path)]
+    found = []
+    for line, row in enumerate(read_rows(path), 1):
+        prompt, replies = row.get("prompt", ()), row.get("replies", ())
+        some = [prompt, *replies] if isinstance(replies, list) else []
+        if len(some) < 2 or not all(isinstance(ids, list) and ids and all(isinstance(one, int) for one in ids)
+                                    for ids in some):
+            raise DataError(f"{path}:{line}: expected prompt and replies as token ids, found {reprlib.repr(row)}; "
+                            f"remove {path.parent / 'stages' / 'replies.json'}, and they are collected again")
+        found.append([Reply(tuple(prompt), tuple(reply)) for reply in replies])
+    return found
 
 
 def _clone_stage(config: DatConfig, model: LocalModel, replies: list[list[Reply]], folder: RunFolder,
                  log: Log) -> dict[str, Any]:
+    from dialoom.models.steering import state_width
     from dialoom.train.cloning import CloneConfig, self_clone
     from dialoom.train.coded import Coding, coded_clone
 
     kept = [own for at, own in enumerate(replies) if at % HELD_OUT]
     held_out = [one for own in replies[::HELD_OUT] for one in own]
-    stage = config.clone
+    stage, out = config.clone, folder.path / CLONE
+    hidden = tuple(width or state_width(model) for width in stage.hidden)
     with progress("self-cloning") as bar:
         def tell(label: str, done: int, total: int) -> None:
             bar.reach(done, f"{label}, of {total}")
 
         if config.mapping == "coded":
-            coding = Coding(tokens=config.tokens, sorts=config.action, hidden=stage.hidden,
+            coding = Coding(tokens=config.tokens, sorts=config.action, hidden=hidden,
                             position=config.position, steps=stage.steps, batch=stage.batch, each=stage.each,
                             lr=stage.lr, mapping_lr=stage.mapping_lr, plain=stage.plain, seed=config.seed)
-            found, sorts = coded_clone(model, kept, coding, held_out=held_out, log=tell)
+            found, sorts = coded_clone(model, kept, coding, held_out=held_out, out=out, log=tell)
         else:
-            plain = CloneConfig(tokens=config.tokens, action=config.action, hidden=stage.hidden,
+            plain = CloneConfig(tokens=config.tokens, action=config.action, hidden=hidden,
                                 position=config.position, epochs=stage.epochs, lr=stage.lr, batch=stage.batch,
                                 seed=config.seed)
             flat = [one for own in kept for one in own]
-            found, sorts = self_clone(model, flat, plain, held_out=held_out, log=tell), []
-    found.steering.save(folder.path / "clone")
+            found, sorts = self_clone(model, flat, plain, held_out=held_out, out=out, log=tell), []
+    found.steering.save(out)
+    gather_metrics(config, folder.path)
     log(f"clone: {found.after:.3f} nats a token on held-out prompts, the model itself {found.base:.3f}")
     rows = {"base_nats": found.base, "clone_nats": found.after, "gap": found.gap}
     folder.add_results([Row("clone", "self_clone", name, value, math.nan, math.nan, len(held_out),
@@ -192,19 +205,35 @@ def _upmap_stage(config: DatConfig, model: LocalModel, path: Path, reach: float)
     from dialoom.models.steering import Steering, UpMapping, embedding_norm
 
     if config.upmap:
+        _check_shared(config)
         steering = Steering.load(Path(config.upmap) / MAPPING)
-        if steering.mapping.weight.shape[1] != config.action:
-            raise ConfigError(f"{config.upmap} has actions of {steering.mapping.weight.shape[1]} numbers; give "
-                              f"--action {steering.mapping.weight.shape[1]}")
     elif config.mapping == "pca":
         mapping = UpMapping.pca(model, config.action, tokens=config.tokens, repeated=config.repeated)
         steering = Steering(mapping, position=config.position)
     else:
-        steering = Steering.load(path / "clone")
+        steering = Steering.load(path / CLONE)
     steering.save(path / MAPPING)
     norm = config.norm or {"pca": embedding_norm(model), "clone": 1.0, "coded": reach}[config.mapping]
     return {"norm": norm, "tokens": steering.mapping.tokens, "action": config.action, "mapping": config.mapping,
             "fingerprint": steering.fingerprint}
+
+
+def _check_shared(config: DatConfig) -> None:
+    """Raises ConfigError, naming the flags to give, if the run of `upmap` made its up-mapping with other settings."""
+    from dialoom.recipes.run import recipe_of
+
+    folder = Path(config.upmap)
+    if (recipe := recipe_of(folder)) != "dat":
+        raise ConfigError(f"--upmap {folder}: is a run of {recipe}, which has no up-mapping; give a run of dat")
+    theirs = load_config(DatConfig, file=folder / "config.yaml")
+    names = [name for name in ("mapping", "tokens", "action", "position", "repeated")
+             if name != "repeated" or theirs.mapping == "pca"]
+    values = {name: getattr(theirs, name) for name in names if getattr(theirs, name) != getattr(config, name)}
+    if values:
+        flags = " ".join(f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {value}"
+                         for name, value in values.items())
+        ours = ", ".join(f"{name} {getattr(config, name)}" for name in values)
+        raise ConfigError(f"--upmap {folder}: its up-mapping was not made for {ours}; give {flags}")
 
 
 def _collect_stage(config: DatConfig, model: LocalModel, steering: Steering, side: Side, path: Path, turn: int,
@@ -218,7 +247,7 @@ def _collect_stage(config: DatConfig, model: LocalModel, steering: Steering, sid
         explore(config, model, steering, side, replay, turn, norm=norm, sink=sink,
                 log=lambda label, done, total: bar.reach(done, label))
     for other in config.replays if turn == 1 else ():
-        theirs, ours = ((place / CARD).read_text() if (place / CARD).is_file() else "" for place in (Path(other), path))
+        theirs, ours = (read_text(place / CARD) if (place / CARD).is_file() else "" for place in (Path(other), path))
         if theirs != ours:
             raise ConfigError(f"{other}: its replay was collected with another model or up-mapping; give its run this "
                               f"one's with --upmap {path}")
@@ -243,19 +272,27 @@ def _train_stage(config: DatConfig, mapping: Steering, path: Path, turn: int, no
     from dialoom.train.td3 import td3
 
     out, settings = _trained(path, turn), config.td3.model_copy(update={"seed": config.seed})
-    last: dict[str, float] = {}
     with progress(f"TD3+BC, pass {turn}", settings.steps) as bar:
-        def tell(row: dict[str, Any]) -> None:
-            last.update(row)
-            bar.advance()
-
-        learner = td3(_replay(config, path, mapping), settings, out=out, norm=norm, log=tell,
+        learner = td3(_replay(config, path, mapping), settings, out=out, norm=norm, log=lambda row: bar.advance(),
                       output="corner" if config.mapping == "coded" else "sphere")
     steering = Steering(mapping.mapping, learner.actor.cpu(), mapping.clone, position=mapping.position)
     steering.save(out)
     if turn == config.passes:
         steering.save(path / PLANNER_FOLDER)
+    gather_metrics(config, path)
+    last: dict[str, float] = {}
+    for row in read_steps(out / "metrics.jsonl"):  # also those of steps that were made before a kill
+        last |= row
     return last
+
+
+def gather_metrics(config: DatConfig, path: Path) -> None:
+    """Write metrics.jsonl anew out of what every training noted, so a resumed one leaves no row twice."""
+    noted = [("clone", "self_clone", path / CLONE)]
+    noted += [(f"td3, pass {turn}", "planner", _trained(path, turn)) for turn in range(1, config.passes + 1)]
+    noted += [(f"harden, {name}", "defender_hardened", path / "harden" / "work" / name) for name in ("sft", "dpo")]
+    write_rows(path / "metrics.jsonl", [{"stage": stage, "subject": subject, **row} for stage, subject, place in noted
+                                        for row in read_steps(place / "metrics.jsonl")])
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
@@ -281,17 +318,12 @@ def _eval_stages(config: DatConfig, model: LocalModel, side: Side, folder: RunFo
                  for name in (UNSTEERED, PLANNER)}
         rows += differences(f"{side.name}_against_{file_name(label)}", side.metric, found, config.seed)
     perplexity = {row["subject"]: row["value"] for row in folder.results()
-                  if row["metric"] == "perplexity" and row["seed"] is not None}
+                  if (row["eval"], row["metric"]) == ("language", "perplexity") and row["seed"] is not None}
     rows += [Row("language", name, "perplexity_ratio", value / perplexity[UNSTEERED], math.nan, math.nan,
                  len(side.scenes["test"]), config.seed) for name, value in perplexity.items() if name != UNSTEERED]
     folder.add_results(row.to_json() for row in rows)
     if config.harden:
-        from dialoom.recipes.dat_eval import subject
-        from dialoom.recipes.dat_redteam import RedTeamSide, harden_stage
-        assert isinstance(side, RedTeamSide)
-        attackers = {name: side.speaker(subject(name, config, parts)) for name in (UNSTEERED, PLANNER)}
-        folder.add_results(folder.stage("harden", lambda: harden_stage(config, path, attackers=attackers, side=side,
-                                                                       log=log)))
+        folder.add_results(folder.stage("harden", lambda: _harden_stage(config, parts, side, path, log)))
     folder.add_results(row.to_json() for row in
                        over_seeds(Row(**row) for row in folder.results() if row["seed"] is not None))
 
@@ -307,6 +339,17 @@ def _eval_stage(name: str, config: DatConfig, parts: Parts, side: Side, folder: 
     for row in (row for row in rows if row.metric in (side.metric, "perplexity")):
         log(f"{row.subject:12} {row.eval:10} {row.metric:10} {row.value:6.3f}  [{row.low:.3f}, {row.high:.3f}]")
     return _plain(scores)
+
+
+def _harden_stage(config: DatConfig, parts: Parts, side: Side, path: Path, log: Log) -> list[dict[str, Any]]:
+    from dialoom.recipes.dat_eval import PLANNER, UNSTEERED, subject
+    from dialoom.recipes.dat_redteam import RedTeamSide, harden_stage
+
+    assert isinstance(side, RedTeamSide)
+    attackers = {name: side.speaker(subject(name, config, parts)) for name in (UNSTEERED, PLANNER)}
+    rows = harden_stage(config, path, attackers=attackers, side=side, log=log)
+    gather_metrics(config, path)
+    return rows
 
 
 def _plain(scores: Sequence[float]) -> list[float | None]:

@@ -86,8 +86,14 @@ def replies_of(config: DatConfig, model: LocalModel, side: Side, sink: TreeLog, 
 # ------------------------------------------------------------------------------------------------ dialogues to learn
 
 
-def exploring(config: DatConfig, norm: float, share: float = 1.0) -> Exploration:
-    """Everywhere: the corners of a coded mapping, the whole sphere of another."""
+def exploring(config: DatConfig, norm: float, turn: int = 1) -> Exploration:
+    """How the actions of a pass are varied: everywhere, or around the planner so far, which the first pass has not.
+
+    Everywhere are the corners of a coded mapping (with noise), the whole sphere of another.
+    """
+    if turn > 1 and config.exploration == "around":
+        return Exploration("around", config.noise, norm, config.explore)
+    share = 1.0 if turn == 1 else config.explore
     return Exploration("corners" if config.mapping == "coded" else "uniform", config.noise, norm, share)
 
 
@@ -96,11 +102,10 @@ def explore(config: DatConfig, model: LocalModel, steering: Steering, side: Side
     """Play the training scenes under varied actions and append what was lived to the replay; returns how many.
 
     Args:
-        turn: the first pass explores everywhere, later ones follow the planner of `steering` in part.
+        turn: number of the pass; from the second on, `steering` has the planner so far.
     Raises: DataError: if no dialogue got a verdict.
     """
-    share = 1.0 if turn == 1 else config.explore
-    steered = SteeredModel(model, steering, exploration=exploring(config, norm, share))
+    steered = SteeredModel(model, steering, exploration=exploring(config, norm, turn))
     speaker, written = side.speaker(steered), 0
     for again in range(config.episodes):
         seed = ((config.seed * 100 + turn) * 100 + again) * 100 + config.collector

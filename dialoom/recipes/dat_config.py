@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dialoom.config import Config
+from dialoom.config import Config, Values
 from dialoom.models.placed import Placed
 from dialoom.recipes.dat_redteam_config import RedTeamStage
 from dialoom.train.td3_config import PAPER as PAPER_TD3
@@ -26,7 +26,7 @@ class CloneStage(Config):
     temperature: float = Field(1.0, gt=0)
     """Their sampling temperature; 0.7 in the paper, which makes a clone surer than the model is."""
     hidden: tuple[int, ...] = (128,)
-    """Widths of the clone's layers; the model's own in the paper."""
+    """Widths of the clone's layers; 0: as wide as the model, as in the paper."""
     steps: int = Field(300, ge=1)
     """`coded`: optimiser steps."""
     batch: int = Field(12, ge=1)
@@ -46,11 +46,13 @@ class CloneStage(Config):
 class Sweep(Config):
     """The values `dialoom dat sweep RUN` tries, one setting at a time."""
 
+    mapping: tuple[Literal["pca", "clone", "coded"], ...] = ("pca", "clone", "coded")
+    """How an action becomes a prefix, each with the length of action that is its own if `norm` is 0."""
     tokens: tuple[int, ...] = (1, 2, 4)
     """Soft tokens of a prefix."""
     action: tuple[int, ...] = (8, 16, 24)
     """Numbers in an action."""
-    norm: tuple[float, ...] = (0.5, 1.0, 1.5)
+    norm: tuple[float, ...] = (0.5, 0.6, 0.8, 1.0, 1.5)
     """Length of an action."""
 
 
@@ -115,10 +117,14 @@ class DatConfig(Placed):
     part. 1 in the release."""
     episodes: int = Field(1, ge=1)
     """Times each training scene is played in one pass, under other seeds."""
+    exploration: Literal["everywhere", "around"] = "everywhere"
+    """Later passes: the turns that explore draw from everywhere again (a corner of `coded`, any direction of the other
+    mappings), or stay around what the planner so far does there. The first pass has no planner yet: everywhere."""
     noise: float = Field(0.1, ge=0)
-    """Exploration: standard deviation of each number, on directions of length 1; 0.1 in the release."""
+    """Exploration around the planner, or around a corner of `coded`: standard deviation of each number, on directions
+    of length 1; 0.1 in the release. Any direction is drawn without it."""
     explore: float = Field(0.5, ge=0, le=1)
-    """Later passes: share of turns that still explore everywhere."""
+    """Later passes: share of turns that explore; in the others the planner's own action is taken."""
     collector: int = Field(0, ge=0)
     """Number of this collector: others draw other randomness, so that their replays add up."""
     replays: tuple[str, ...] = ()
@@ -137,6 +143,14 @@ class DatConfig(Placed):
     redteam: RedTeamStage = RedTeamStage()
     """Red-team scenes."""
 
+    @classmethod
+    def deciding(cls, values: Values) -> Values:
+        """Red-team settings only where there are red-team scenes."""
+        found = super().deciding(values)
+        if found.get("scenes") != "redteam":
+            found.pop("redteam", None)
+        return found
+
     @model_validator(mode="after")
     def _what_fits(self) -> DatConfig:
         if self.harden and self.scenes != "redteam":
@@ -146,6 +160,13 @@ class DatConfig(Placed):
                              "tell what they differ in")
         if self.mapping == "coded" and self.clone.data:
             raise ValueError("clone.data holds one reply to a prompt, but mapping is coded; give --mapping clone")
+        if self.clone.data and (self.mapping == "pca" or self.upmap):
+            using = f"upmap uses the mapping of {self.upmap}" if self.upmap else "mapping is pca"
+            raise ValueError(f"clone.data is {self.clone.data}, but {using}, so nothing is cloned; leave clone.data "
+                             "out, or give --mapping clone without --upmap")
+        if self.exploration == "around" and self.passes == 1:
+            raise ValueError("exploration is around, but passes is 1, and the first pass has no planner to be around; "
+                             "give --passes 2")
         return self
 
 
@@ -153,5 +174,5 @@ PAPER = DatConfig(  # arXiv 2406.11978 and its release's commands, with TD3's BC
     model="hf:meta-llama/Llama-2-7b-chat-hf", partner="hf:meta-llama/Llama-2-7b-chat-hf",
     transfer=("hf:meta-llama/Meta-Llama-3-8B-Instruct",), temperature=0.7, max_new_tokens=384, mapping="pca", tokens=2,
     action=64, norm=1.0, position="start", passes=1, episodes=25, noise=0.1, td3=PAPER_TD3,
-    clone=CloneStage(replies=1, temperature=0.7, hidden=(4096,), batch=16, lr=1e-3, epochs=10))
+    clone=CloneStage(replies=1, temperature=0.7, hidden=(0,), batch=16, lr=1e-3, epochs=10))
 PRESETS = {"pocket": DatConfig(), "paper": PAPER}

@@ -196,8 +196,8 @@ def confirm(pairs: Sequence[Pair], trees: Mapping[str, DialogueTree], model: Sco
                for key in ("chosen_turn", "rejected_turn")]
     claims = [partner_answer(tree.dialogue(turn), turn.speaker) for tree, turn in replies]
     if model is None:
-        agrees = [same_answer(turn.notes.get("answer"), claim, tree.scenario)
-                  for (tree, turn), claim in zip(replies, claims, strict=True)]
+        agrees: list[bool | None] = [same_answer(turn.notes.get("answer"), claim, tree.scenario)
+                                     for (tree, turn), claim in zip(replies, claims, strict=True)]
     else:
         agrees = _agree(model, [CONFIRM.format(claim=claim, reply=turn.text)
                                 for (_, turn), claim in zip(replies, claims, strict=True)], threshold)
@@ -206,10 +206,11 @@ def confirm(pairs: Sequence[Pair], trees: Mapping[str, DialogueTree], model: Sco
             if tuple(sides) == wanted[pair.kind]]
 
 
-def _agree(model: ScoringModel, questions: Sequence[str], threshold: float) -> list[bool]:
-    """For each question whether the model rather answers "agree" than "disagree"; one batch."""
+def _agree(model: ScoringModel, questions: Sequence[str], threshold: float) -> list[bool | None]:
+    """For each question whether the model rather answers "agree" than "disagree"; None: unreadable. One batch."""
     chats: list[Chat] = [[{"role": "user", "content": question}] for question in questions]
-    return [math.exp(agree) > threshold for agree, _ in (model.choose(chats, ["agree", "disagree"]) if chats else [])]
+    return [None if weights is None else math.exp(weights[0]) > threshold
+            for weights in (model.choose(chats, ["agree", "disagree"]) if chats else [])]
 
 
 def counts(pairs: Iterable[Pair]) -> dict[str, dict[str, int]]:

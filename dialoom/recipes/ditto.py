@@ -20,8 +20,10 @@ from dialoom.config import near_miss
 from dialoom.dialogue import content_id
 from dialoom.errors import ConfigError, DataError
 from dialoom.evals.metrics import Row, over_seeds
+from dialoom.files import read_steps
 from dialoom.progress import quiet
 from dialoom.recipes.ditto_config import PAPER, PRESETS, DittoConfig
+from dialoom.recipes.ditto_pairs import sampling_steps
 from dialoom.recipes.pbt import check_trainable, load_local
 from dialoom.recipes.planned import Role
 from dialoom.scenarios.demonstrations import LAYOUTS, Demonstration, load_demonstrations, pocket_demonstrations
@@ -132,9 +134,10 @@ def run(config: DittoConfig, folder: RunFolder, stages: Sequence[str] = STAGES, 
     authors = authors_of(config, log)
     model = load_local(config.model, config.place)
     authors = [fitting(author, model, log) for author in authors]
-    _say_what_is_missing(config, folder.path, authors, log)
+    limit = new_tokens(config, authors, model, log)
+    _say_what_is_missing(config, folder.path, authors, model, limit, log)
     with TreeLog(folder.path / "trees.jsonl") as trees:
-        session = Session(config, folder.path, model, trees, new_tokens(config, authors, model, log), log)
+        session = Session(config, folder.path, model, trees, limit, log)
         if "train" in stages:
             _train(session, folder, authors)
         tested = [author for author in authors if author.split("test")]
@@ -150,19 +153,33 @@ def _check(config: DittoConfig) -> None:
     """Refuse what cannot be meant, before anything is computed."""
     if config.demos and config.judge == "exact":
         raise ConfigError("--judge exact knows pocket's own authors only; use similarity or model for your texts")
+    if config.judge_model and config.judge != "model":
+        raise ConfigError(f"--judge-model {config.judge_model}: asked with --judge model only, and --judge is "
+                          f"{config.judge}; give --judge model, or leave --judge-model out")
     if any(count < 1 for count in config.growth):
         raise ConfigError(f"--growth {' '.join(map(str, config.growth))}: expected numbers of demonstrations from 1 on")
 
 
-def _say_what_is_missing(config: DittoConfig, path: Path, authors: Sequence[Author], log: Log) -> None:
+def _say_what_is_missing(config: DittoConfig, path: Path, authors: Sequence[Author], model: LocalModel, limit: int,
+                         log: Log) -> None:
+    from dialoom.recipes.ditto_eval import shown_by
+
     notes = [SURFACE] if config.demos and config.model.startswith("pocket") else []
     for author in authors:
         count = len(author.split("train"))
         if count == 1:
             notes.append(f"{author.name} has one demonstration: expect its words to be repeated; give three or more.")
         if not author.split("test"):
-            notes.append(f"Nothing of {author.name} is held out, so nothing is measured; give at least two texts, or "
-                         "rows with the split test.")
+            notes.append(f"Nothing of {author.name} is held out, so nothing is measured; give texts on at least two "
+                         "tasks, or rows with the split test.")
+        tried = {demo.prompt for demo in author.split("train")} & {demo.prompt for demo in author.split("test")}
+        if tried:
+            notes.append(f"{author.name}: tasks of the split test that other texts train on as well: {len(tried)}.")
+        for method in (name for name in ("few_shot", "self_prompt") if name in (*config.pool, *config.beside)):
+            shown = len(shown_by(method, author, model, limit))
+            if author.split("test") and shown < count:
+                notes.append(f"{author.name}: {method} shows the last {shown} of {count} demonstrations; more do not "
+                             f"fit whole into the {model.context} tokens {model.name} reads.")
     for note in notes:
         log(f"note: {note}")
     if notes:
@@ -210,7 +227,7 @@ def _gather(session: Session, authors: Sequence[Author]) -> None:
     for author in authors:
         work = session.path / "work" / file_name(author.name)
         for arm in arms_of(session.config, author):
-            for row in read_rows(work / arm / "metrics.jsonl"):
+            for row in read_steps(work / arm / "metrics.jsonl"):
                 key = ("sft" if arm in SFT_ARMS else "dpo", arm, row.pop("step"))
                 sums.setdefault(key, Counter()).update(row)
                 counts.setdefault(key, Counter()).update(dict.fromkeys(row, 1))
@@ -267,16 +284,17 @@ def _say_before_and_after(rows: Sequence[Row], log: Log) -> None:
 def roles(config: DittoConfig) -> list[Role]:
     """Who is asked by name, and how often at most; lengths of texts are a guess where --max-new-tokens names none."""
     from dialoom.recipes.ditto_eval import outsiders
-    from dialoom.recipes.ditto_train import LONGEST, arms_of
+    from dialoom.recipes.ditto_train import LONGEST, arms_of, label_copies
 
     authors, text = authors_of(config), config.max_new_tokens or LONGEST
     tasks = sum(len(author.split("test")) for author in authors)
+    told = sum(label_copies(config, author)[1] for author in authors) if config.labelled else 0
     methods = {*config.pool, *outsiders(config), *(arm for author in authors for arm in arms_of(config, author))}
     meetings = math.comb(len(methods), 2) * config.test_samples * tasks
     asked = 2 * config.test_samples * tasks  # zero-shot and few-shot
     rivals = [Role("rival", spec, asked, 200 + 4 * text, text) for spec in config.rival]
     judge = config.judge_model if config.judge == "model" else ""
-    return [*rivals, Role("judge", judge, 2 * meetings, 300 + 5 * text, 8)]  # in both orders
+    return [*rivals, Role("judge", judge, 2 * (meetings + told), 300 + 5 * text, 8)]  # in both orders
 
 
 def plan(config: DittoConfig) -> list[dict[str, Any]]:
@@ -295,8 +313,8 @@ def plan(config: DittoConfig) -> list[dict[str, Any]]:
             if arm in SFT_ARMS or arm.startswith("dpo_"):
                 continue
             settings = arm_settings(config, arm)
-            times = len(range(0, settings.steps, settings.resample_every)) if settings.resampling else 1
-            samples += times * settings.samples * len(author.split("train"))
+            each = len(sampling_steps(settings)) * settings.samples + min(settings.samples, config.dpo.samples)
+            samples += each * len(author.split("train"))
             steps += settings.steps
         methods = len({*config.pool, *outsiders(config), *names})
         texts += methods * config.test_samples * len(author.split("test"))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from dialoom.dialogue import Chat
-from dialoom.errors import ModelError
 from dialoom.evals.metrics import Row, rate
 from dialoom.evals.winrate import (
     RoundRobin,
@@ -19,18 +18,17 @@ from dialoom.evals.winrate import (
     author_similarity,
     exact_style,
     gap_row,
-    model_judge,
     round_robin,
     win_rows,
 )
-from dialoom.judge import Comparer
-from dialoom.models.base import ChatModel, ScoringModel
-from dialoom.models.load import in_role, load_model
+from dialoom.models.base import ChatModel
+from dialoom.models.local import LocalModel
 from dialoom.progress import progress
 from dialoom.recipes import ditto_write as wording
 from dialoom.recipes.ditto_config import ABLATIONS, DittoConfig
-from dialoom.recipes.ditto_train import Author, Metrics, Session, arms_of, padded, rule_of, turn_path
+from dialoom.recipes.ditto_train import Author, Metrics, Session, arms_of, padded, turn_path
 from dialoom.recipes.ditto_write import Writer, place, write
+from dialoom.scenarios.demonstrations import Demonstration
 from dialoom.store import write_rows, write_whole
 from dialoom.train.pack import score_paths
 
@@ -84,12 +82,31 @@ def write_held_out(session: Session, author: Author, load: Callable[[str], ChatM
 
 
 def _wording(session: Session, author: Author, method: str, model: ChatModel) -> Callable[[Chat], Chat]:
-    demos, seed = author.split("train"), session.config.seed
+    seed = session.config.seed
+    if method == "briefed":
+        return wording.briefed(author.name, seed)
+    shown = shown_by(method, author, model, session.limit) if method != "zero_shot" else ()
+    if not shown:
+        return wording.plain
     if method == "few_shot":
-        return wording.few_shot(demos)
-    if method == "self_prompt":
-        return wording.self_prompt(model, demos, session.limit, f"self-prompt/{author.name}/{seed}")
-    return wording.briefed(author.name, seed) if method == "briefed" else wording.plain
+        return wording.few_shot(shown)
+    return wording.self_prompt(model, shown, session.limit, f"self-prompt/{author.name}/{seed}")
+
+
+def shown_by(method: str, author: Author, model: ChatModel, limit: int) -> tuple[Demonstration, ...]:
+    """The demonstrations that a method's prompts show: the last ones that fit whole into what a local model reads.
+
+    Args:
+        limit: new tokens of a text.
+    """
+    demos, tasks = author.split("train"), [demo.chat for demo in author.split("test")]
+    if not isinstance(model, LocalModel):
+        return demos  # what fits is known to its server
+
+    def prompts(part: Sequence[Demonstration]) -> list[Chat]:
+        return [wording.looking(part)] if method == "self_prompt" else [wording.few_shot(part)(task) for task in tasks]
+    return next(part for part in (demos[at:] for at in range(len(demos) + 1)) if not part or all(
+        len(model.template.prompt(chat)) + limit <= model.context for chat in prompts(part)))
 
 
 def held_out_likelihood(session: Session, author: Author, written: Written) -> dict[str, Metrics]:
@@ -122,16 +139,6 @@ def held_out_likelihood(session: Session, author: Author, written: Written) -> d
     return found
 
 
-def the_judge(config: DittoConfig, model: ScoringModel) -> Comparer:
-    """Who compares, by the settings. Raises ModelError if the judge's model cannot weigh answers."""
-    if config.judge != "model":
-        return rule_of(config)
-    judge = in_role(load_model(config.judge_model, device=config.place), "judge") if config.judge_model else model
-    if not isinstance(judge, ScoringModel):
-        raise ModelError(f"{config.judge_model} gives no log-probabilities, so it cannot judge; use a local model")
-    return model_judge(judge)
-
-
 def evaluate(session: Session, authors: Sequence[Author], written: Mapping[str, Written]) -> list[Row]:
     """Every figure but the likelihoods; writes matches.jsonl and winrate.json beside results.json.
 
@@ -143,16 +150,15 @@ def evaluate(session: Session, authors: Sequence[Author], written: Mapping[str, 
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.model.without_adapter())  # a local judge is the untrained model
         bar = stack.enter_context(progress("judging"))
-        comparer = the_judge(config, session.model)
         pools = _pools(config, authors)
         played: dict[str, RoundRobin] = {}
         for name, methods in pools.items():
             own = [(dialogue, {method: texts[method] for method in methods}) for dialogue, texts in tasks
                    if all(method in texts for method in methods)]
-            played[name] = round_robin(own, methods, comparer)
+            played[name] = round_robin(own, methods, session.judge)
             bar.advance()
         for name in outsiders(config):
-            played[f"beside {name}"] = round_robin(tasks, pools["winrate"], comparer, outsider=name)
+            played[f"beside {name}"] = round_robin(tasks, pools["winrate"], session.judge, outsider=name)
             bar.advance()
     rows = []
     for name, result in played.items():

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from dialoom import tracking
 from dialoom.errors import ConfigError, TrainingError
+from dialoom.files import read_steps
 from dialoom.models.decode import is_out_of_memory
 from dialoom.models.exact import attention
 from dialoom.models.local import LocalModel
@@ -34,7 +35,7 @@ from dialoom.recipes.ditto_pairs import (
     drawn_pairs,
     sampling_steps,
 )
-from dialoom.store import append_row, read_rows, write_rows, write_whole
+from dialoom.store import append_row, write_rows, write_whole
 from dialoom.train import checkpoint
 from dialoom.train.dpo import dpo_loss
 from dialoom.train.loop import OUT_OF_MEMORY_TRIES
@@ -209,7 +210,7 @@ class Training:
             self._prune()
         metrics = self.out / "metrics.jsonl"
         if metrics.exists():
-            write_rows(metrics, [row for row in read_rows(metrics) if row["step"] <= self.step])
+            write_rows(metrics, read_steps(metrics, self.step))
         return found is not None
 
     def save(self) -> None:
@@ -341,16 +342,17 @@ def align(model: LocalModel, demos: Sequence[TokenPath], settings: DPOStage, voi
           log: Callable[[Metrics], None] = lambda row: None) -> tuple[SequenceStore, dict[int, list[list[str]]]]:
     """DITTO's loop on the adapter the model wears: the SFT policy, and so the reference. Trains it in place.
 
-    A checkpoint is written before each sampling and at the end, so a stopped run asks for no sample twice. Where one of
-    the samples that it trained on was lost from the log since, training begins anew: only the policy of that step can
-    say it again.
+    A checkpoint is written before each sampling and at the end, so a stopped run asks for no sample twice. The trained
+    policy is sampled once more, for the metrics only. Where one of the samples that it trained on was lost from the log
+    since, training begins anew: only the policy of that step can say it again.
 
     Args:
         demos: the demonstrations' sequences, prompt and reply, scored on the reply.
         keep_all: keep the checkpoint of every sampling, not the last two only.
     Returns: the store with all that was said, each with its reference log-probability; and step -> the samples' keys.
     """
-    reference, store = adapter_state(model), SequenceStore(demos)
+    start, store = adapter_state(model), SequenceStore(demos)
+    reference, moving = start, settings.reference == "moving"
     model.module.eval()  # dropout is off in DPO
 
     def training() -> Training:
@@ -365,7 +367,7 @@ def align(model: LocalModel, demos: Sequence[TokenPath], settings: DPOStage, voi
         warnings.warn(f"{out}: sample {lost} was lost from the log; training begins anew and says it again",
                       stacklevel=2)
         run.discard()
-        set_adapter_state(model, reference)
+        set_adapter_state(model, start)
         run, before = training(), {}
     said: dict[str, list[list[str]]] = run.state.setdefault("said", {})
     for made_at, paths in before.items():
@@ -374,21 +376,19 @@ def align(model: LocalModel, demos: Sequence[TokenPath], settings: DPOStage, voi
         store.reference[at] = value
     score_reference(model, store, reference, budget=budget, bf16=bf16)
     draws = drawn_pairs(store, settings, seed, run.step)
-    while run.step < settings.steps:
-        if run.step % settings.resample_every == 0:
+    while True:
+        last = run.step == settings.steps
+        due = (last or run.step in sampling_steps(settings)) and str(run.step) not in said
+        if due or (not last and run.step % settings.resample_every == 0):
             run.state["reference"] = list(store.reference)
             run.save()
-        if run.step in sampling_steps(settings) and str(run.step) not in said:
-            if settings.reference == "moving":
+        if due:
+            if moving and not last:
                 reference = adapter_state(model)
                 store.forget_reference()
-            said[str(run.step)] = voices.say(run.step)
-            store.add_samples(run.step, _paths(voices, said[str(run.step)]))
-            score_reference(model, store, reference, budget=budget, bf16=bf16)
-            noted = {"step": run.step, **sample_metrics(model, store, run.step, budget=budget, bf16=bf16),
-                     **voices.watch(run.step, said[str(run.step)])}
-            run.note(noted)
-            log(noted)
+            log(_sample(run, store, voices, reference, start if moving else None))
+        if last:
+            break
         ids, loss = pair_loss(next(draws), store, settings)
         row = run.descend([store.paths[at] for at in ids], loss,
                           rate_at(run.step, settings.steps, settings.lr, settings.warmup, settings.schedule))
@@ -396,6 +396,18 @@ def align(model: LocalModel, demos: Sequence[TokenPath], settings: DPOStage, voi
         log(row)
     run.save()
     return store, {int(step): keys for step, keys in said.items()}
+
+
+def _sample(run: Training, store: SequenceStore, voices: Voices, reference: State, start: State | None) -> Metrics:
+    """Let the policy speak as it is: into the run's state, the store and the metrics; returns what was noted."""
+    said = voices.say(run.step)
+    run.state["said"][str(run.step)] = said
+    store.add_samples(run.step, _paths(voices, said))
+    score_reference(run.model, store, reference, budget=run.budget, bf16=run.bf16)
+    noted = {"step": run.step, **sample_metrics(run.model, store, start, budget=run.budget, bf16=run.bf16),
+             **voices.watch(run.step, said)}
+    run.note(noted)
+    return noted
 
 
 def _paths(voices: Voices, keys: Sequence[Sequence[str]]) -> list[list[TokenPath]]:
@@ -440,12 +452,22 @@ def score_reference(model: LocalModel, store: SequenceStore, reference: State, *
             store.reference[at] = value
 
 
-def sample_metrics(model: LocalModel, store: SequenceStore, step: int, *, budget: int, bf16: bool) -> Metrics:
-    """Of the newest samples: KL to the reference (nats a sample, as they are the policy's own) and length in tokens."""
-    ids = [at for row in store.samples[step] for at in row]
+def sample_metrics(model: LocalModel, store: SequenceStore, start: State | None, *, budget: int,
+                   bf16: bool) -> Metrics:
+    """Of the newest samples: KL to the SFT policy (nats a sample, as they are the policy's own) and length in tokens.
+
+    Args:
+        start: the SFT policy's adapter; None: it is the reference, so what the store holds is taken. A reference that
+            moves has just come to where the policy is, so it says nothing of the way.
+    """
+    ids = [at for row in store.samples[max(store.samples)] for at in row]
     if not ids:
         return {}
-    policy = score_paths(model.module, [store.paths[at] for at in ids], budget=budget, bf16=bf16)
-    frozen = torch.tensor([store.reference[at] for at in ids])
-    return {"kl": float((policy - frozen).mean()),
-            "sample_tokens": sum(store.paths[at].targets for at in ids) / len(ids)}
+    paths = [store.paths[at] for at in ids]
+    policy = score_paths(model.module, paths, budget=budget, bf16=bf16)
+    if start is None:
+        frozen = torch.tensor([store.reference[at] for at in ids])
+    else:
+        with wearing(model, start):
+            frozen = score_paths(model.module, paths, budget=budget, bf16=bf16)
+    return {"kl": float((policy - frozen).mean()), "sample_tokens": sum(path.targets for path in paths) / len(paths)}

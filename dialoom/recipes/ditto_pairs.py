@@ -161,7 +161,9 @@ def demo_batches(demos: int, size: int, steps: int, seed: object) -> list[list[i
 def drawn_pairs(store: SequenceStore, settings: DPOStage, seed: object, start: int = 0) -> Iterator[list[IndexPair]]:
     """The pairs of each step from `start` on; the store must hold what had been sampled by then.
 
-    They follow from the store, the settings and the seed alone, so a resumed run draws the same ones.
+    They follow from the store, the settings and the seed alone, so a resumed run draws the same ones. Without
+    resampling no sample is ever older; where with it there would be older ones, `expert` pairs stand in for `replay`
+    and `inter`, so that each step takes as many pairs either way.
     """
     batches = demo_batches(len(store.demos), settings.demo_batch, settings.steps, seed)
     sampled, pools = -1, Pools()
@@ -169,4 +171,6 @@ def drawn_pairs(store: SequenceStore, settings: DPOStage, seed: object, start: i
         newest = max(at for at in sampling_steps(settings) if at <= step)
         if newest != sampled:
             sampled, pools = newest, candidates(store, settings, newest)
-        yield draw_pairs(pools, batches[step], settings, random.Random(f"{seed}/pairs/{step}"))
+        refill = settings.refill or (not settings.resampling and step >= settings.resample_every)
+        yield draw_pairs(pools, batches[step], settings.model_copy(update={"refill": refill}),
+                         random.Random(f"{seed}/pairs/{step}"))

@@ -5,20 +5,26 @@ An arm is one adapter. All arms of all authors wear the same base in turn; kept 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from dialoom.dialogue import DialogueTree, Turn, content_id
 from dialoom.embed import load_embedder
-from dialoom.errors import DataError
-from dialoom.evals.winrate import ScoreComparer, author_similarity, exact_style, round_robin
-from dialoom.models.base import Sampling
+from dialoom.errors import DataError, ModelError, StoreError
+from dialoom.evals.winrate import ScoreComparer, author_similarity, exact_style, model_judge, round_robin
+from dialoom.files import read_steps
+from dialoom.judge import Comparer
+from dialoom.models.base import Sampling, ScoringModel
+from dialoom.models.load import in_role, load_model
 from dialoom.models.local import LocalModel
 from dialoom.progress import progress
 from dialoom.recipes import ditto_loop as loop
@@ -28,7 +34,7 @@ from dialoom.recipes.ditto_write import Writer, add_demonstration, reply_path, t
 from dialoom.recipes.ditto_write import place as place_of
 from dialoom.scenarios.demonstrations import Demonstration, Split
 from dialoom.select import Pair
-from dialoom.store import TreeLog, read_rows, write_rows
+from dialoom.store import TreeLog, write_rows, write_whole
 from dialoom.train.activations import recomputed
 from dialoom.train.pack import TokenPath, score_paths
 
@@ -118,17 +124,38 @@ class Session:
         """Where an arm's adapter is kept."""
         return self.path / "adapters" / file_name(author.name) / f"{arm}.safetensors"
 
+    @cached_property
+    def judge(self) -> Comparer:
+        """Who compares, by the settings. Raises ModelError if the judge's model cannot weigh answers."""
+        config = self.config
+        if config.judge != "model":
+            return rule_of(config)
+        judge = in_role(load_model(config.judge_model, device=config.place),
+                        "judge") if config.judge_model else self.model
+        if not isinstance(judge, ScoringModel):
+            raise ModelError(f"{config.judge_model} gives no log-probabilities, so it cannot judge; use a local model")
+        return model_judge(judge)
+
     def wear(self, author: Author, arm: str) -> None:
-        """Put a trained arm's adapter onto the base."""
-        loop.set_adapter_state(self.model, load_file(self.adapter_file(author, arm)))
+        """Put a trained arm's adapter onto the base. Raises StoreError if its file is missing, damaged or another's."""
+        file, own = self.adapter_file(author, arm), loop.adapter_parameters(self.model)
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as wrong:
+            raise StoreError(f"{file}: no adapter can be read there ({wrong}); {self._again(author, arm)}") from None
+        if {name: tensor.shape for name, tensor in found.items()} != {name: one.shape for name, one in own.items()}:
+            raise StoreError(f"{file}: holds other layers than {self.model.name}'s adapter has; "
+                             f"{self._again(author, arm)}")
+        loop.set_adapter_state(self.model, found)
+
+    def _again(self, author: Author, arm: str) -> str:
+        marker = self.path / "stages" / f"train-{file_name(author.name)}-{arm}.json"
+        return f"remove {marker}, and the same command makes it again, from the last checkpoint if work/ is still there"
 
     def keep(self, author: Author, arm: str) -> None:
-        """Keep the adapter the base wears."""
-        file = self.adapter_file(author, arm)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".tmp")
-        save_file({name: tensor.contiguous() for name, tensor in loop.adapter_state(self.model).items()}, draft)
-        draft.replace(file)
+        """Keep the adapter the base wears. Raises StoreError if it cannot be written; an older one then stays."""
+        tensors = {name: tensor.contiguous() for name, tensor in loop.adapter_state(self.model).items()}
+        write_whole(self.adapter_file(author, arm), save(tensors))
 
     def path_of(self, demo: Demonstration, *, whole: bool = False) -> TokenPath:
         """A demonstration's tokens."""
@@ -163,7 +190,7 @@ def _trained_arm(session: Session, author: Author, arm: str, comparer: ScoreComp
     else:
         session.wear(author, "sft")
     if arm.startswith("dpo_"):
-        noted |= _labelled(session, author, work, comparer)
+        noted |= _labelled(session, author, work)
     elif arm not in SFT_ARMS:
         settings = arm_settings(config, arm)
         voices = Voices(session, author, arm, demos, settings, comparer)
@@ -184,15 +211,28 @@ def _fine_tune(session: Session, demos: Sequence[Demonstration], out: Path, stop
     settings = config.sft.model_copy(update={"stop_loss": stop_loss})
     steps = loop.fine_tune(session.model, [session.path_of(demo, whole=whole) for demo in demos], settings, out=out,
                            seed=config.seed, budget=config.token_budget, bf16=config.bf16)
-    return {"sft_steps": steps, "sft_loss": read_rows(out / "metrics.jsonl")[-1]["loss"]}
+    noted = read_steps(out / "metrics.jsonl", steps)
+    if not noted or "loss" not in noted[-1]:
+        raise DataError(f"{out / 'metrics.jsonl'}: holds no loss of step {steps}; remove {out}, and the same command "
+                        "trains it again")
+    return {"sft_steps": steps, "sft_loss": noted[-1]["loss"]}
 
 
-def _labelled(session: Session, author: Author, out: Path, comparer: ScoreComparer) -> Metrics:
-    """DPO on `labelled` pairs of samples, labelled by the judge; pairs it cannot tell apart are not counted."""
+def label_copies(config: DittoConfig, author: Author) -> tuple[int, int]:
+    """For `labelled` pairs: samples on each task, and how many pairs of them there are to ask about, some to spare."""
+    demos = len(author.split("train"))
+    copies = max(4, 2 + round((2 * config.labelled / demos) ** 0.5))
+    return copies, demos * math.comb(copies, 2)
+
+
+def _labelled(session: Session, author: Author, out: Path) -> Metrics:
+    """DPO on `labelled` pairs of samples, labelled by the judge; pairs it cannot tell apart are not counted.
+
+    Where that leaves too few, training goes on with these, which is told.
+    """
     config, demos = session.config, author.split("train")
     trees = [session.tree(demo) for demo in demos]
-    wanted = config.labelled
-    copies = max(4, 2 + round((2 * wanted / len(demos)) ** 0.5))  # so many samples have that many pairs and some
+    wanted, copies = config.labelled, label_copies(config, author)[0]
     writer = Writer(f"{config.labelled_from}_samples", session.model, session.sampling, copies)
     said = write(trees, writer, seed=config.seed, sink=session.sink)
     found: list[TokenPath] = []
@@ -200,8 +240,9 @@ def _labelled(session: Session, author: Author, out: Path, comparer: ScoreCompar
     asked = [(tree, left, right) for tree, turns in zip(trees, said, strict=True)
              for left, right in combinations(turns, 2)]
     rng.shuffle(asked)
-    verdicts = comparer.compare([tree.dialogue(place_of(tree)) for tree, _, _ in asked],
-                                [left.text for _, left, _ in asked], [right.text for _, _, right in asked])
+    with session.model.without_adapter():  # a local judge is the untrained model
+        verdicts = session.judge.compare([tree.dialogue(place_of(tree)) for tree, _, _ in asked],
+                                         [left.text for _, left, _ in asked], [right.text for _, _, right in asked])
     for (tree, left, right), verdict in zip(asked, verdicts, strict=True):
         if verdict in ("left", "right") and len(found) < 2 * wanted:
             pair = (left, right) if verdict == "left" else (right, left)
@@ -209,6 +250,9 @@ def _labelled(session: Session, author: Author, out: Path, comparer: ScoreCompar
     if not found:
         raise DataError(f"{author.name}: the judge could tell none of {len(asked)} pairs of samples apart; "
                         "leave --labelled out")
+    if len(found) < 2 * wanted:
+        session.log(f"{author.name}: {len(found) // 2} labelled pairs, not {wanted}: so many of {len(asked)} the judge "
+                    "could tell apart")
     with progress(f"{config.labelled} labelled pairs as {author.name}", config.dpo.steps) as bar:
         loop.fit_pairs(session.model, found, config.dpo, out=out, seed=config.seed,
                        batch=config.dpo.pairs_per_demo * len(demos), budget=config.token_budget, bf16=config.bf16,
@@ -243,9 +287,11 @@ class Voices:
                       notes={"checkpoint": step})
 
     def say(self, step: int) -> list[list[str]]:
-        """M samples on each demonstration's task."""
+        """M samples on each demonstration's task; no more than DITTO's M where they are not trained on."""
         sampling = Sampling(self.settings.temperature, max_new_tokens=self.session.limit)
-        writer = self._writer(step, sampling, self.settings.samples)
+        own = self.settings.samples
+        copies = min(own, self.session.config.dpo.samples) if step == self.settings.steps else own
+        writer = self._writer(step, sampling, copies)
         turns = write(self.trees, writer, seed=self.session.config.seed, sink=self.session.sink)
         return [[turn.id for turn in row] for row in turns]
 
@@ -316,7 +362,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def rule_of(config: DittoConfig) -> ScoreComparer:
-    """The judge of validation and of labels: exact where the authors are pocket's, else similarity."""
+    """The rule that validates while training: exact where the authors are pocket's, else similarity."""
     if config.judge == "exact" or (config.judge == "auto" and not config.demos):
         return exact_style()
     return author_similarity(load_embedder(config.embedding, device=config.device))

@@ -15,7 +15,7 @@ from dialoom.dialogue import Chat, Dialogue, DialogueTree, Turn, chat_view, cont
 from dialoom.models.base import GREEDY, ChatModel, Sampling
 from dialoom.pocket.world import styles
 from dialoom.scenarios.demonstrations import WRITER, Demonstration
-from dialoom.simulate import Request, TreeSink, grow
+from dialoom.simulate import FINISH, Request, TreeSink, grow
 
 if TYPE_CHECKING:
     from dialoom.models.local import LocalModel
@@ -59,12 +59,12 @@ class Writer:
                 for at in range(self.copies)]
 
     def speak(self, requests: Sequence[Request]) -> list[str]:
-        """The texts; a request notes where its text was cut at the length limit."""
+        """The texts; a request notes where its text was cut at the length limit, or why there is none."""
         replies = self.model.chat([request.chat for request in requests], self.sampling,
                                   [request.id for request in requests])
         for request, reply in zip(requests, replies, strict=True):
-            if reply.finish == "length":
-                request.notes["finish"] = reply.finish
+            if reply.finish != "stop":
+                request.notes[FINISH] = reply.finish
         return [reply.text for reply in replies]
 
 
@@ -141,7 +141,7 @@ def add_demonstration(tree: DialogueTree, demo: Demonstration, sink: TreeSink | 
 
 
 def few_shot(demos: Sequence[Demonstration]) -> Callable[[Chat], Chat]:
-    """The task after all of the author's demonstrations; not in the words of pocket's own training."""
+    """The task after the author's demonstrations; not in the words of pocket's own training."""
     shown = "\n\n".join(SHOWN.format(task=demo.chat[-1]["content"], text=demo.output) for demo in demos)
     return lambda chat: reworded(chat, FEW_SHOT.format(shown=shown, task=chat[-1]["content"]))
 
@@ -151,10 +151,13 @@ def self_prompt(model: ChatModel, demos: Sequence[Demonstration], limit: int, ke
 
     It stands in for the paper's user study, where people wrote their own prompts.
     """
-    shown = "\n\n".join(demo.output for demo in demos)
-    asked: Chat = [{"role": "user", "content": LOOK.format(shown=shown)}]
-    instructions = model.chat([asked], Sampling(**{**GREEDY.key(), "max_new_tokens": limit}), [key])[0].text
+    instructions = model.chat([looking(demos)], Sampling(**{**GREEDY.key(), "max_new_tokens": limit}), [key])[0].text
     return lambda chat: reworded(chat, SELF_PROMPT.format(task=chat[-1]["content"], instructions=instructions))
+
+
+def looking(demos: Sequence[Demonstration]) -> Chat:
+    """The question for instructions that would make texts like these."""
+    return [{"role": "user", "content": LOOK.format(shown="\n\n".join(demo.output for demo in demos))}]
 
 
 def briefed(author: str, seed: int) -> Callable[[Chat], Chat]:

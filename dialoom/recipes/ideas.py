@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialoom.dialogue import Dialogue, DialogueTree, content_id
-from dialoom.errors import ConfigError, DataError, ModelError
+from dialoom.errors import ConfigError, DataError, ModelError, StoreError
 from dialoom.evals.metrics import Row, over_seeds
+from dialoom.files import read_steps
 from dialoom.models.load import load_folder
 from dialoom.progress import progress, quiet
 from dialoom.recipes.ideas_cast import Cast
@@ -49,7 +50,7 @@ from dialoom.recipes.pbt import load_local
 from dialoom.recipes.planned import Role
 from dialoom.recipes.run import hash_data, value_of
 from dialoom.scenarios.sharegpt import read_strategies, write_messages, write_openings, write_sharegpt
-from dialoom.store import TreeLog, read_rows, read_trees, write_rows, write_whole
+from dialoom.store import TreeLog, read_trees, write_rows, write_whole
 
 if TYPE_CHECKING:
     from dialoom.models.local import LocalModel
@@ -85,6 +86,8 @@ def run(config: IdeasConfig, folder: RunFolder, stages: Sequence[str] = STAGES, 
     """
     check(config, stages)
     cast, path = Cast(config), folder.path
+    folder.briefs({"brief": config.careful, **{f"evals/{label}/brief": config.neutral for label in subjects_of(config)},
+                   "evals/briefed/brief": config.ceiling})
     sources = Sources(config, quiet if folder.has("extract") else log)
     folder.stage("extract", lambda: extract_stage(cast, sources, path, log))
     if "cluster" in stages and not config.strategies:
@@ -191,12 +194,15 @@ def _budget_stage(config: IdeasConfig, sources: Sources, path: Path, log: Log) -
 
 
 def data_sets(config: IdeasConfig, path: Path) -> dict[str, list[Dialogue]]:
-    """The dialogues of each arm at one budget, in the same order."""
-    pairs = value_of(path, "deduce")["pairs"]
-    found: dict[str, list[Dialogue]] = {}
+    """The dialogues of each arm at one budget, in the same order. Raises StoreError if they cannot be put together."""
+    value, found = value_of(path, "deduce"), dict[str, list[Dialogue]]()
     for arm in config.arms:
         held = {tree.scenario.id: branch(tree) for tree in _trees(path, arm)}
-        found[arm] = [first_pairs(held[id], count) for id, count in pairs[arm].items()]
+        try:
+            found[arm] = [first_pairs(held[id], count) for id, count in value["pairs"][arm].items()]
+        except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+            raise StoreError(f"{path / 'stages' / 'deduce.json'}: does not go with the dialogues of {arm} "
+                             f"({wrong!r:.80}); remove it, and the same command makes it again") from None
     return found
 
 
@@ -233,7 +239,7 @@ def gather_metrics(config: IdeasConfig, path: Path) -> None:
     for name in (SIMULATOR, PLAIN_SIMULATOR, *config.arms):
         noted = path / "work" / name / "metrics.jsonl"
         stage = "chat" if name in config.arms else "simulator"
-        rows += [{"stage": stage, "subject": name, **row} for row in (read_rows(noted) if noted.exists() else ())]
+        rows += [{"stage": stage, "subject": name, **row} for row in read_steps(noted)]
     write_rows(path / "metrics.jsonl", rows)
 
 

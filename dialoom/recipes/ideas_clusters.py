@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from dialoom.dialogue import Chat, content_id
 from dialoom.embed import CachedEmbedder, Embedder, Ngrams, Vectors, leader_clusters, load_embedder
 from dialoom.errors import ConfigError, DataError
+from dialoom.files import read_answers
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.pocket.world.strategies import strategy_list
 from dialoom.pocket.world.strategy_tables import BRIEFS
 from dialoom.progress import quiet
 from dialoom.recipes.ideas_strategies import COLLISION, Strategies, folded
-from dialoom.store import append_row, read_rows
+from dialoom.store import append_row
 
 Method = Literal["leader", "agglomerative", "hdbscan"]
 Labels = NDArray[np.int64]
@@ -188,7 +189,7 @@ def abstract(members: Sequence[Sequence[str]], model: ChatModel, *, brief: str =
         out: JSON lines of what was asked; it is not asked again.
     Source: IDEAS (arXiv 2404.11095), abstraction; the text after the last colon counts.
     """
-    known: dict[str, Any] = {str(row["key"]): row for row in (read_rows(out) if out and out.exists() else ())}
+    known = read_answers(out, ("name",))
     keys = [content_id("abstract", model.fingerprint, brief, sampling.key(), list(group)) for group in members]
     todo = [at for at, key in enumerate(keys) if key not in known]
     replies = model.chat([abstraction_chat(members[at], brief) for at in todo], sampling,

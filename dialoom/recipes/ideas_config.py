@@ -137,10 +137,11 @@ class IdeasConfig(Placed):
 
 _PAPER_SIMULATOR = TrainConfig(epochs=3, lr=2e-5, batch_pairs=1024, warmup=0.03, bf16=True)
 _PAPER_CHAT = TrainConfig(epochs=3, lr=2e-5, batch_pairs=256, warmup=0.03, bf16=True)
+_PAPER_MODEL = "hf:meta-llama/Llama-2-13b-chat-hf"  # the chat-tuned sister: the paper's base has no chat template
 PAPER = IdeasConfig(  # arXiv 2404.11095 with the values of the released scripts
-    model="hf:meta-llama/Llama-2-13b-hf", simulator="hf:meta-llama/Llama-2-13b-hf", extractor="openai:gpt-4",
-    abstractor="openai:gpt-4", verifier="openai:gpt-4", answerer="openai:gpt-4", judge="openai:gpt-4",
-    plain="openai:gpt-4", corpus_count=100_000, opening_count=10_000, eval_count=80, embedding="st:all-MiniLM-L6-v2",
+    model=_PAPER_MODEL, simulator=_PAPER_MODEL, extractor="openai:gpt-4", abstractor="openai:gpt-4",
+    verifier="openai:gpt-4", answerer="openai:gpt-4", judge="openai:gpt-4", plain="openai:gpt-4", corpus_count=100_000,
+    opening_count=10_000, eval_count=80, embedding="st:all-MiniLM-L6-v2",
     ranker_embedding="st:all-MiniLM-L6-v2", threshold=0.5, max_pairs=10, temperature=1.0, answer_temperature=1.0,
     max_new_tokens=1024, choose=CHOOSE, curious=CONTINUE, careful="", max_words=400,
     extract=EXTRACT, abstract=ABSTRACT, extract_temperature=0.0, extract_draws=1, weighed=0, train_candidates=(50,),

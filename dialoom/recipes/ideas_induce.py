@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dialoom.dialogue import Chat, Dialogue, Turn, chat_view, content_id
+from dialoom.files import read_answers
 from dialoom.models.base import ChatModel, Sampling, ScoringModel
 from dialoom.pocket.world.strategies import format_target, strategy_list
 from dialoom.pocket.world.strategy_tables import BRIEFS
 from dialoom.progress import quiet
 from dialoom.recipes.ideas_strategies import Record, folded
 from dialoom.scenarios.sharegpt import ASSISTANT, USER
-from dialoom.store import append_row, read_rows
+from dialoom.store import append_row
 from dialoom.text import decode_json, edit_ratio
 
 ALIKE = 0.8
@@ -128,7 +129,7 @@ def extract(dialogues: Sequence[Dialogue], model: ChatModel, *, brief: str = EXT
     """
     about = (model.fingerprint, brief, sampling.key(), seed)
     wanted = [(one, draw, content_id(one.key, draw, *about)) for one in follow_ups(dialogues) for draw in range(draws)]
-    known = _known(out)
+    known = read_answers(out, ("strategy", "analysis", "repaired", "reason"))
     counts: Counter[str] = Counter()
     todo = list({key: one for one, _, key in wanted if key not in known}.items())
     counts["asked"], counts["cached"] = len(todo), len(wanted) - len(todo)
@@ -149,11 +150,6 @@ def extract(dialogues: Sequence[Dialogue], model: ChatModel, *, brief: str = EXT
         name = content_id("record", one.dialogue.scenario.id, one.turn.id, draw)
         records.append(Record(name, one.dialogue.scenario.id, one.turn.id, str(row["strategy"]), str(row["analysis"])))
     return records, +counts
-
-
-def _known(out: Path | None) -> dict[str, dict[str, object]]:
-    rows = read_rows(out) if out is not None and out.exists() else []
-    return {str(row["key"]): row for row in rows if "key" in row}
 
 
 def _question(one: FollowUp, brief: str) -> Chat:
@@ -210,7 +206,8 @@ def weigh(dialogues: Sequence[Dialogue], records: Sequence[Record], model: Scori
         brief: the simulator's system message; `{strategies}` becomes the list of those weighed.
         pool: > 1; so many strategies at most, the most frequent ones.
         out: JSON lines of what was weighed; it is not weighed again.
-    Returns: one record for each turn, and counts: weighed, cached, changed (other than the turn's first record).
+    Returns: one record for each turn, and counts: weighed, cached, changed (other than the turn's first record); a
+        turn of which the model gives nothing to read has none, counted as not weighed.
     Source: ours, Bayes' rule with the simulator of IDEAS (arXiv 2404.11095) as the likelihood.
     """
     named = pool_of(records, pool)
@@ -220,7 +217,7 @@ def weigh(dialogues: Sequence[Dialogue], records: Sequence[Record], model: Scori
         return [], counts
     system = brief.replace("{strategies}", strategy_list(named))
     about = content_id(model.fingerprint, system)
-    known = _known(out)
+    known = read_answers(out, ("strategy",))
     found: list[Record] = []
     turns = list(follow_ups(dialogues))
     for count, one in enumerate(turns, 1):
@@ -229,6 +226,9 @@ def weigh(dialogues: Sequence[Dialogue], records: Sequence[Record], model: Scori
             # each turn has options of its own, so each is a call; its rows are one batch
             weights = model.choose([chat_view(one.dialogue, USER, system)],
                                    [format_target(text, one.turn.text) for text in named])[0]
+            if weights is None:
+                counts["not weighed"] += 1
+                continue
             known[key] = {"key": key, "strategy": named[max(range(len(named)), key=weights.__getitem__)],
                           "logprob": round(max(weights), 4)}
             counts["weighed"] += 1

@@ -16,6 +16,7 @@ from dialoom.embed import Embedder, nearest
 from dialoom.errors import DataError, ModelError
 from dialoom.evals.alignment_roles import USER
 from dialoom.evals.metrics import Row
+from dialoom.files import read_text
 from dialoom.models.base import ChatModel, Sampling, ScoringModel
 from dialoom.models.load import load_folder
 from dialoom.pocket.world.strategies import CLASS_OF
@@ -27,7 +28,7 @@ from dialoom.recipes.ideas_induce import extract, follow_ups, weigh
 from dialoom.recipes.ideas_ranker import Ranker, measure, positives_of
 from dialoom.recipes.ideas_simulator import plain_examples, target_examples
 from dialoom.recipes.ideas_sources import Sources, is_pocket
-from dialoom.recipes.ideas_strategies import Record, Strategies, folded
+from dialoom.recipes.ideas_strategies import Record, Strategies, folded, read_records, write_records
 from dialoom.recipes.pbt import load_local
 from dialoom.scenarios.sharegpt import (
     Extracted,
@@ -39,7 +40,7 @@ from dialoom.scenarios.sharegpt import (
     write_strategies,
 )
 from dialoom.select import Example
-from dialoom.store import read_rows, write_rows, write_whole
+from dialoom.store import write_whole
 
 if TYPE_CHECKING:
     from dialoom.models.local import LocalModel
@@ -75,7 +76,7 @@ def extract_stage(cast: Cast, sources: Sources, path: Path, log: Log) -> dict[st
             records, more = weigh(corpus, records, judge, brief=config.choose, pool=config.weighed,
                                   out=work / "weighed.jsonl", log=told)
             counts += more
-    write_rows(path / RECORDS, [asdict(record) for record in records])
+    write_records(path / RECORDS, records)
     named = {(record.dialogue, record.turn): record.strategy for record in records}
     write_extractions(path / "extractions.jsonl", [
         Extracted(one.dialogue.then(one.turn), named[place]) for one in follow_ups(corpus)
@@ -90,7 +91,7 @@ def extract_stage(cast: Cast, sources: Sources, path: Path, log: Log) -> dict[st
 
 def records_of(path: Path) -> list[Record]:
     """The strategies that were read from real turns."""
-    return [Record(**row) for row in read_rows(path / RECORDS)]
+    return read_records(path / RECORDS)
 
 
 def cluster_stage(cast: Cast, sources: Sources, path: Path, log: Log) -> tuple[dict[str, Any], list[Row]]:
@@ -178,7 +179,7 @@ def keep_strategies(found: Strategies, path: Path, log: Log) -> dict[str, Any]:
 
 def strategies_of(path: Path) -> Strategies:
     """The strategies of a run."""
-    return Strategies.from_json((path / STRATEGIES).read_text(encoding="utf-8"), str(path / STRATEGIES))
+    return Strategies.from_json(read_text(path / STRATEGIES), str(path / STRATEGIES))
 
 
 # ------------------------------------------------------------------------------------------------ simulator, ranker
@@ -238,7 +239,7 @@ def ranker_stage(cast: Cast, sources: Sources, path: Path, log: Log) -> tuple[di
     learned = [one for one in sources.corpus if one.scenario.id not in known]
     positives, _ = positives_of(learned, records, strategies)
     ranker = Ranker.fit(positives, strategies.high, cast.embedder(config.ranker_embedding), config=config.ranker,
-                        seed=config.seed)
+                        seed=config.seed, out=path / "ranker")
     ranker.save(path / "ranker")
     unseen, _ = positives_of(held_out, records, strategies)
     if not unseen:

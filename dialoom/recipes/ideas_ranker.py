@@ -25,9 +25,10 @@ from pydantic import Field
 from dialoom.config import Config
 from dialoom.dialogue import Dialogue, content_id
 from dialoom.embed import DECIMALS, Embedder
-from dialoom.errors import ConfigError, DataError, StoreError, TrainingError
+from dialoom.errors import ConfigError, DataError, StoreError
 from dialoom.evals.alignment_roles import USER
 from dialoom.files import read_json
+from dialoom.recipes.ideas_platt import platt, sigmoid
 from dialoom.recipes.ideas_simulator import NO_ANSWER, labels_of
 from dialoom.recipes.ideas_strategies import Record, Strategies
 from dialoom.store import write_whole
@@ -132,7 +133,7 @@ class Ranker:
 
     @classmethod
     def fit(cls, positives: Sequence[Positive], strategies: Sequence[str], embedder: Embedder, *,
-            config: RankerConfig | None = None, seed: int = 0,
+            config: RankerConfig | None = None, seed: int = 0, out: Path | None = None,
             log: Log = lambda label, done, total: None) -> Ranker:
         """Train both heads on what followed what; equal arguments give an equal ranker.
 
@@ -140,14 +141,15 @@ class Ranker:
             positives: their strategies all in `strategies`. A strategy that followed the same answer (case and white
                 space aside) anywhere else is no negative for it.
             strategies: high-level ones, each once.
+            out: takes `bad_batch.json` where a loss is no number; None: its answers are named in the error only.
         Raises:
             DataError: with fewer than two strategies or two dialogues, or a positive of an unknown strategy.
-            TrainingError: if the loss is not finite.
+            TrainingError: if a loss or gradient is not finite, naming the step and its answers.
         """
         config = config or RankerConfig()
         data = _Data.of(positives, strategies)
         training = _Training(data, embedder.encode(data.answers).astype(np.float64),
-                             embedder.encode(strategies).astype(np.float64), config, seed)
+                             embedder.encode(strategies).astype(np.float64), config, seed, out)
         trials = []
         for at, decay in enumerate(config.decays):
             log("training the ranker", at, len(config.decays) + 1)
@@ -162,7 +164,7 @@ class Ranker:
         for start in range(0, len(distinct), ROWS):
             part = distinct[start:start + ROWS]
             logits = _logits(self._heads, self._embedder.encode(part).astype(np.float64))
-            rows.update(zip(part, np.round(_sigmoid(logits), DECIMALS), strict=True))
+            rows.update(zip(part, np.round(sigmoid(logits), DECIMALS), strict=True))
         return np.stack([rows[text] for text in answers]) if rows else np.zeros((0, len(self.strategies)))
 
     def top(self, answers: Sequence[str], k: int) -> NDArray[np.int64]:
@@ -355,8 +357,9 @@ class _Training:
     dimensions are its telling ones.
     """
 
-    def __init__(self, data: _Data, answers: Array, candidates: Array, config: RankerConfig, seed: int) -> None:
-        self.data, self.config, self.seed = data, config, seed
+    def __init__(self, data: _Data, answers: Array, candidates: Array, config: RankerConfig, seed: int,
+                 out: Path | None = None) -> None:
+        self.data, self.config, self.seed, self.out = data, config, seed, out
         self.held_out = data.held_out(config.held_out, seed)
         self.mean, self.spread = answers.mean(axis=0), max(float(answers.std(axis=0).mean()), 1e-6)
         self.answers = (answers - self.mean) / self.spread
@@ -373,17 +376,14 @@ class _Training:
         best, kept, passes = math.inf, dict[str, Array](), 0
         for number, heads in enumerate(self._passes(~self.held_out, decay), 1):
             with torch.no_grad():
-                loss = float(self._loss(heads, *checked))
+                loss = self._finite("held-out loss", self._loss(heads, *checked), rows)
             if loss < best:
                 best, kept, passes = loss, self._exported(heads), number
-            elif number - passes >= self.config.patience or not math.isfinite(loss):
+            elif number - passes >= self.config.patience:
                 break
-        if not passes:
-            raise TrainingError(f"the ranker's held-out loss is {loss} from the start; look at the embedding, its "
-                                "vectors must be finite numbers")
         counts, negatives = self.data.weights(self.held_out, rows)
         logits = _logits(kept, self.answers[rows] * self.spread + self.mean)
-        slope, offset = _logistic(logits, counts, negatives)
+        slope, offset = platt(logits, counts, negatives)
         logits = slope * logits + offset
         loss = float((counts * np.logaddexp(0, -logits) + negatives * np.logaddexp(0, logits)).sum() / counts.sum())
         return _Trial(loss, decay, passes, np.array([slope, offset]))
@@ -397,18 +397,30 @@ class _Training:
         """The heads after each pass over the positives `among`; always the same objects."""
         import torch
         seen = np.unique(self.data.of_answer[among])
-        parts = -(-len(seen) // self.config.batch)
+        parts, self.steps = -(-len(seen) // self.config.batch), 0
         whole = self._batch(seen, among) if parts == 1 else None
         rng, weight = np.random.default_rng(self.seed), 0.5 * decay * self.answers.shape[1] / int(among.sum())
         heads = self._fresh(torch.Generator().manual_seed(self.seed))
         optimiser = torch.optim.Adam(heads.values(), lr=self.config.lr)
         for _ in range(self.config.epochs):
             for rows in (seen,) if whole else np.array_split(rng.permutation(seen), parts):
+                self.steps += 1
                 optimiser.zero_grad()
                 loss = self._loss(heads, *(whole or self._batch(rows, among)))
+                self._finite("loss", loss, rows)
                 (loss + weight * heads["answer"].square().sum()).backward()
+                self._finite("gradient", torch.nn.utils.get_total_norm([one.grad for one in heads.values()]), rows)
                 optimiser.step()
             yield heads
+
+    def _finite(self, what: str, value: Any, rows: NDArray[np.int64]) -> float:
+        """The value as a number. Raises TrainingError, with this step's answers in a file, where it is none."""
+        if math.isfinite(found := float(value.detach())):
+            return found
+        from dialoom.train.bad_batch import bad_batch
+        raise bad_batch(self.out, self.steps, f"{what} of the ranker", found, [f"answer {row}" for row in rows],
+                        advice=f"look at the embedding's vectors, or lower lr (now {self.config.lr:g})",
+                        texts=[self.data.answers[row] for row in rows])
 
     def _fresh(self, generator: Any) -> dict[str, Any]:
         """Heads to train: random directions for the strategies, nearly nothing for the answers."""
@@ -457,11 +469,6 @@ class _Training:
                         "spread": np.array([self.spread]), "calibration": np.array([1.0, 0.0])}
 
 
-def _sigmoid(logits: Array) -> Array:
-    found: Array = 0.5 + 0.5 * np.tanh(0.5 * logits)  # no overflow, however sure
-    return found
-
-
 def _logits(heads: Mapping[str, Array], answers: Array) -> Array:
     """(n, strategies) calibrated logits of (n, d) embedded answers.
 
@@ -478,21 +485,3 @@ def _nearest(vectors: Array, count: int) -> NDArray[np.int64]:
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -np.inf)
     return np.argsort(-cosines, axis=1, kind="stable")[:, :min(count, len(cosines) - 1)]
-
-
-def _logistic(logits: Array, positives: Array, negatives: Array, rounds: int = 50) -> tuple[float, float]:
-    """Slope and offset that make weighted logits probabilities (Platt's scaling, by Newton's method, a little damped).
-
-    A slope that would turn the order round is refused: then the logits stay as they are.
-    """
-    at = np.array([1.0, 0.0])
-    design = np.stack([logits.ravel(), np.ones(logits.size)])
-    weights, targets = (positives + negatives).ravel(), positives.ravel()
-    ridge = 1e-3 * max(1.0, targets.sum())
-    for _ in range(rounds):
-        chances = _sigmoid(at @ design)
-        slope = design @ (weights * chances - targets) + ridge * (at - (1.0, 0.0))
-        curve = (design * (weights * chances * (1 - chances))) @ design.T + ridge * np.eye(2)
-        step = np.linalg.solve(curve, slope)
-        at = at - step * min(1.0, 1.0 / float(np.abs(step).max() or 1.0))
-    return (float(at[0]), float(at[1])) if at[0] > 0 else (1.0, 0.0)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dialoom.dialogue import Dialogue, DialogueTree, Scenario, content_id
 from dialoom.errors import DataError, ModelError
 from dialoom.evals.metrics import Row, over_seeds
-from dialoom.files import read_json
+from dialoom.files import read_json, read_steps
 from dialoom.models.base import ChatModel, Sampling
 from dialoom.models.load import in_role
 from dialoom.models.place import Place
@@ -33,6 +33,7 @@ from dialoom.recipes.planned import Role
 from dialoom.scenarios.triviaqa import load_trivia, pocket_trivia, with_distractors
 from dialoom.select import Example, Pair
 from dialoom.simulate import ModelSpeaker, grow, own_first, speaking
+from dialoom.stances import STANCES
 from dialoom.store import TreeLog, read_rows, read_trees, write_rows, write_whole
 
 if TYPE_CHECKING:
@@ -182,6 +183,8 @@ def run(config: PBTConfig, folder: RunFolder, stages: Sequence[str] = STAGES, lo
     stages = ("trees",) if config.shard else stages
     if {"train", "eval"} & set(stages):
         check_trainable(config.model)
+    if not config.pairs:
+        folder.briefs({**STANCES, "neutral": config.neutral})
     if "trees" in stages and not config.pairs:
         folder.stage("trees", lambda: _trees_stage(config, path, log))
     if "pairs" in stages:
@@ -314,7 +317,7 @@ def gather_metrics(config: PBTConfig, path: Path) -> None:
         for stage in ("sft", "dpo"):
             noted = path / "work" / f"{arm}-{learner_name(learner)}" / stage / "metrics.jsonl"
             label = arm if learner == config.model else f"{arm}, {learner}"
-            rows += [{"stage": stage, "subject": label, **row} for row in (read_rows(noted) if noted.exists() else ())]
+            rows += [{"stage": stage, "subject": label, **row} for row in read_steps(noted)]
     write_rows(path / "metrics.jsonl", rows)
 
 

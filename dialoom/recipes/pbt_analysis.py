@@ -153,11 +153,12 @@ def answer_logprobs(model: ReplyModel, asked: Sequence[tuple[Scenario, str]], br
 def sureness(model: ReplyModel, said: Sequence[tuple[Scenario, str, str]]) -> list[float]:
     """P(yes) against P(no) that a reply sounds sure, for each (question, reply, the answer in it, which is masked).
 
+    NaN where the model says neither.
     Source: the confidence of PBT's trees, which shows the dialogue with its answers masked.
     """
     asked = [SURE.format(question=scenario.opening, reply=masked(text, answer)) for scenario, text, answer in said]
     chats: list[Chat] = [[{"role": "user", "content": text}] for text in asked]
-    return [math.exp(yes) for yes, _ in model.choose(chats, YES_NO)]
+    return [math.nan if weights is None else math.exp(weights[0]) for weights in model.choose(chats, YES_NO)]
 
 
 def masked(text: str, answer: str) -> str:

@@ -82,7 +82,7 @@ def arm_pairs(config: PBTConfig, pairs: Sequence[Pair], learner: str) -> dict[st
     """
     specs, names = debaters(config), speaker_names(config)
     own = {name for name, spec in zip(names, specs, strict=True) if spec == learner} or set(names)
-    mine = [pair for pair in pairs if config.pairs or pair.notes["speaker"] in own]
+    mine = [pair for pair in pairs if config.pairs or str(pair.notes.get("speaker")) in own]
     by_kind = {kind: [pair for pair in mine if pair.kind == kind] for kind in ("accept", "resist")}
     size = 2 * min(len(found) for found in by_kind.values())
     size = min(size, config.max_pairs // 2 * 2) if config.max_pairs else size

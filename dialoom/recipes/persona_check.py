@@ -192,6 +192,11 @@ def read_thresholds(folder: Path) -> dict[str, Threshold]:
     path, hint = folder / THRESHOLDS, "give --threshold, or remove the file"
     found = read_json(path, dict, default={}, error=ConfigError, hint=hint)
     try:
-        return {kind: Threshold(**value) for kind, value in found.items()}
+        thresholds = {kind: Threshold(**value) for kind, value in found.items()}
     except TypeError as wrong:
         raise ConfigError(f"{path}: cannot be read ({wrong}); {hint}") from None
+    for kind, one in thresholds.items():
+        if not isinstance(one.embedding, str) or type(one.value) not in (int, float) or not -1 <= one.value <= 1:
+            raise ConfigError(f"{path}: {kind}: expected the name of an embedding and a cosine, found "
+                              f"{one.embedding!r:.40} and {one.value!r:.40}; {hint}")
+    return thresholds

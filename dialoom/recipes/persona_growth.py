@@ -44,6 +44,8 @@ ASK = ("{examples}\n\nThese are examples. Write {count} new ones, unlike the exa
        "each on one line. Answer with a JSON list of {count} strings and with nothing else.")
 REPAIR = "That could not be read. Give the same texts again as one JSON list of strings, and nothing else."
 
+COUNTS = ("asked", "repaired", "unread", "said", "repeated", "tidied", "encoded")
+"""What a round counts."""
 MIN_WORDS, MAX_WORDS, MIN_SENTENCES = 12, 150, 3  # the released texts have 36 to 102 words in 4 to 9 sentences
 MIN_FACTS, MIN_TRAITS = 4, 3  # of pocket's eight and six: below that, ten turns have too little to find out
 META = re.compile(r"(?:sure|certainly|of course|okay|here (?:are|is)\b|as an ai\b|i\b|these are\b)", re.IGNORECASE)
@@ -129,10 +131,10 @@ def grow_pool(rules: GrowthRules, seeds: Sequence[str], model: ChatModel, embedd
 def read_pool(kind: Kind, seeds: Sequence[str], log_file: Path) -> Pool:
     """The pool of one kind as a log holds it; begun with its seeds where the log has none yet.
 
-    Raises: StoreError: if the log was begun with other seeds.
+    Raises: StoreError: if the log was begun with other seeds, or holds what is no round.
     """
     seeds = list(dict.fromkeys(seeds))
-    rows = [row for row in read_rows(log_file) if row.get("kind") == kind] if log_file.exists() else []
+    rows = [row for row in _rounds(log_file) if row["kind"] == kind]
     if not rows:
         if not seeds:
             raise DataError(f"no {kind} to begin with; give a file of seeds")
@@ -144,6 +146,25 @@ def read_pool(kind: Kind, seeds: Sequence[str], log_file: Path) -> Pool:
     for row in rows[1:]:
         pool.take_in(row)
     return pool
+
+
+def _rounds(log_file: Path) -> list[dict[str, Any]]:
+    """The rounds that a log holds, those of the seeds first; none where there is no log yet."""
+    rows = read_rows(log_file) if log_file.exists() else []
+    for line, row in enumerate(rows, 1):
+        if not _is_round(row):
+            raise StoreError(f"{log_file}:{line}: is no round of growing (expected kind, kept, refused and counts); "
+                             "--fresh starts anew")
+    return rows
+
+
+def _is_round(row: dict[str, Any]) -> bool:
+    begun = row.get("round") == 0  # by the seeds
+    refused = {} if begun else row.get("refused")
+    return (row.get("kind") in BRIEF and isinstance(refused, dict)
+            and (begun or all(isinstance(row.get(name), int) for name in COUNTS))
+            and all(isinstance(some, list) and all(isinstance(text, str) for text in some)
+                    for some in (row.get("kept"), *refused.values())))
 
 
 def _ask(rules: GrowthRules, pool: Pool, model: ChatModel) -> tuple[dict[str, Any], list[str]]:

@@ -1,7 +1,7 @@
 """What a run will ask of endpoints, before it does: which roles they play, how often at most, and what that may cost.
 
 Everything that can be wrong with an endpoint without asking it (no key, no price for a budget, an address that is none)
-is found here as well, before anything is computed or paid for.
+is found here as well, before anything is computed or paid for; so is a local model for which no chat can be written.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dialoom.errors import ConfigError
-from dialoom.models.load import check_spec, is_endpoint
+from dialoom.config import Config
+from dialoom.errors import ConfigError, ModelError
+from dialoom.models.load import check_spec, is_endpoint, tokenizer_of
 from dialoom.models.spending import Endpoints
 from dialoom.progress import duration
 
@@ -52,11 +53,34 @@ def check_roles(roles: Sequence[Role], settings: Endpoints) -> list[Role]:
             check_spec(role.spec)
     asked = [role for role in roles if is_endpoint(role.spec)]
     for role in asked:
-        model = load_endpoint(role.spec.partition(":")[2]).model
+        model = load_endpoint(role.spec.partition(":")[2], settings).model
         if settings.budget and settings.price(model) is None:
             raise ConfigError(f"--endpoint.budget {settings.budget:g} needs the price of {model} ({role.name}): give "
                               f"--endpoint.prices {model}=<read>/<written>, in dollars for a million tokens")
     return asked
+
+
+def check_templates(config: Config, *, whole: bool) -> None:
+    """Look whether chats can be written for every `hf:` model of a run, by their tokenizers alone.
+
+    Args:
+        config: a recipe's settings.
+        whole: all stages are to be done. If not, a model that is not here may be needed on another machine only, and
+            is passed over.
+    Raises: ModelError: if one has no chat template that can be used, or is needed and not to be had.
+    """
+    from dialoom.models.template import ChatTemplate
+
+    values = [value for value in config.values().values() if isinstance(value, str | list)]
+    named = {str(text) for value in values for text in ([value] if isinstance(value, str) else value)}
+    for spec in sorted(text for text in named if text.startswith("hf:")):
+        try:
+            tokenizer = tokenizer_of(spec)
+        except ModelError:
+            if whole:
+                raise
+            continue
+        ChatTemplate(tokenizer, spec)
 
 
 def told(roles: Sequence[Role], settings: Endpoints) -> list[str]:
@@ -100,5 +124,5 @@ def how_long(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[s
 def _cost(role: Role, settings: Endpoints) -> float | None:
     from dialoom.models.endpoint import load_endpoint
 
-    model = load_endpoint(role.spec.partition(":")[2]).model
+    model = load_endpoint(role.spec.partition(":")[2], settings).model
     return settings.cost(model, role.calls * role.read, role.calls * role.write)

@@ -1,8 +1,8 @@
 """Builds the embedded pocket models from the grammar: tokenizer, weights, card.
 
-Seeded throughout: batch n is a function of the seed and n, so a build that is killed goes on from its last checkpoint
-and ends with the same weights (bit for bit on one kind of machine and thread count). The loss lies on assistant
-messages only, and the LM head is computed only there.
+Seeded throughout: batch n is a function of the seed and n, so a build that is killed goes on from its last whole
+checkpoint and ends with the same weights (bit for bit on one kind of machine and thread count). The loss lies on
+assistant messages only, and the LM head is computed only there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dialoom.config import Config
-from dialoom.errors import ConfigError
-from dialoom.files import read_json
+from dialoom.errors import ConfigError, StoreError
+from dialoom.files import lock, read_json, remove_drafts, stopped, whole_folder, write_whole
+from dialoom.models.pretrained import one_line, written
+from dialoom.models.pretrained import quiet as quietly
 from dialoom.pocket.corpus import documents
 from dialoom.pocket.world.facts import load_facts
+from dialoom.train import checkpoint
+from dialoom.train.bad_batch import bad_batch
 
 TEMPLATE = (
     "{{ '<|begin|>' }}{% for message in messages %}"
@@ -38,6 +42,7 @@ TEMPLATE = (
 )
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CONTEXT = 2048
+CHECKPOINTS, KEPT = "checkpoints", 2
 NAME_WEIGHT = 100  # how often each name is shown to the BPE besides: a name in one token is easy to compare
 
 Log = Callable[[str], None]
@@ -165,7 +170,12 @@ def rate(step: int, config: PocketConfig) -> float:
 
 
 def train(config: PocketConfig, tokenizer: PreTrainedTokenizerFast, work: Path, log: Log) -> LlamaForCausalLM:
-    """Learn the corpus; continues from the newest checkpoint in `work`."""
+    """Learn the corpus; continues from the newest whole checkpoint in `work`.
+
+    Raises:
+        TrainingError: if a loss or gradient is no number; the last good checkpoint stays.
+        StoreError: if a checkpoint cannot be written.
+    """
     torch.set_num_threads(config.threads)
     model = new_model(config, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01,
@@ -179,7 +189,8 @@ def train(config: PocketConfig, tokenizer: PreTrainedTokenizerFast, work: Path, 
             group["lr"] = rate(step, config)
         loss = loss_of(model, rows)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        _check(step + 1, {"loss": loss.item(), "gradient norm": norm.item()}, rows, tokenizer, work)
         optimizer.step()
         optimizer.zero_grad()
         step, seen, total = step + 1, seen + sum(len(row.ids) for row in rows), total + loss.item()
@@ -192,56 +203,90 @@ def train(config: PocketConfig, tokenizer: PreTrainedTokenizerFast, work: Path, 
     return model
 
 
+def _check(step: int, values: dict[str, float], rows: list[Row], tokenizer: PreTrainedTokenizerFast,
+           work: Path) -> None:
+    """Raise TrainingError, its texts in a file, if something of a step is no number."""
+    for what, value in values.items():
+        if not math.isfinite(value):
+            raise bad_batch(work, step, what, value, [f"document {at}" for at in range(len(rows))],
+                            advice="lower learning_rate, or look at these texts",
+                            checkpoints=checkpoint.steps(work / CHECKPOINTS),
+                            texts=[tokenizer.decode(row.ids) for row in rows])
+
+
 def _save(work: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int, cpu: float) -> None:
-    names = [name for name, _ in model.named_parameters()]
-    state = optimizer.state_dict()["state"]
-    tensors = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
-    tensors |= {f"{key}.{names[index]}": value for index, moments in state.items() for key, value in moments.items()}
-    fresh = work / "checkpoint.tmp"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, fresh,
-              metadata={"step": str(step), "cpu_seconds": f"{cpu:.0f}"})
-    fresh.replace(work / "checkpoint.safetensors")
+    names, root = [name for name, _ in model.named_parameters()], work / CHECKPOINTS
+    moments = {f"{key}/{names[at]}": value for at, found in optimizer.state_dict()["state"].items()
+               for key, value in found.items()}
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    checkpoint.save(root, step, weights, moments, {"cpu_seconds": round(cpu)})
+    checkpoint.prune(root, checkpoint.steps(root)[-KEPT:])
 
 
 def _load(work: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> tuple[int, float]:
-    path = work / "checkpoint.safetensors"
-    if not path.exists():
+    """Take over the newest whole checkpoint; its step, and the CPU seconds spent up to it."""
+    root = work / CHECKPOINTS
+    found = checkpoint.load_newest(root)
+    checkpoint.prune(root, checkpoint.steps(root)[-KEPT:])  # a kill may have come in there
+    if found is None:
         return 0, 0.0
-    tensors = load_file(path)
-    step, spent = progress_of(work)
-    names = [name for name, _ in model.named_parameters()]
     state = optimizer.state_dict()
-    state["state"] = {i: {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                      for i, name in enumerate(names)}
+    state["state"] = {at: {key: found.optimizer[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                      for at, (name, _) in enumerate(model.named_parameters())}
     optimizer.load_state_dict(state)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            value.copy_(tensors[f"model.{name}"])
-    return step, spent
+            value.copy_(found.weights[name])
+    return found.step, float(found.state["cpu_seconds"])
 
 
 def progress_of(work: Path) -> tuple[int, float]:
-    """Steps done and CPU seconds spent according to the newest checkpoint in `work`."""
-    with safe_open(work / "checkpoint.safetensors", "pt") as file:
-        noted = file.metadata()
-    return int(noted["step"]), float(noted.get("cpu_seconds", 0))
+    """Steps done and CPU seconds spent according to the newest whole checkpoint in `work`; zeros without one."""
+    found = checkpoint.load_newest(work / CHECKPOINTS)
+    return (0, 0.0) if found is None else (found.step, float(found.state["cpu_seconds"]))
 
 
 def build(config: PocketConfig, out: Path, log: Log = print) -> Path:
-    """Build one pocket model into `out/<name>` (work files in `out/<name>.work`); returns that folder."""
+    """Build one pocket model into `out/<name>` (work files in `out/<name>.work`); returns that folder.
+
+    A build that was stopped goes on from its newest whole checkpoint; `out/<name>` is there whole or not at all.
+
+    Raises:
+        ConfigError: for another name, or if the work files are of other settings.
+        StoreError: if something cannot be written or read, or another process builds there.
+        TrainingError: if a loss or gradient is no number.
+    """
     if config.name not in PRESETS:
         raise ConfigError(f"name {config.name!r}: expected one of {', '.join(PRESETS)}")
     work, folder = out / f"{config.name}.work", out / config.name
-    work.mkdir(parents=True, exist_ok=True)
-    resolved = work / "config.json"
-    if read_json(resolved, default=(own := config.model_dump())) != own:
-        raise ConfigError(f"{work} holds a build with other settings; remove it, or give another --out")
-    resolved.write_text(json.dumps(config.model_dump(), indent=1))
-    tokenizer_folder = work / "tokenizer"
-    if not tokenizer_folder.exists():
-        train_tokenizer(PRESETS["pocket"].seed, config.vocabulary).save_pretrained(tokenizer_folder)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    model = train(config, tokenizer, work, log)
-    model.eval().to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        held = lock(work / ".lock", work)
+    except OSError as wrong:
+        raise wrong if isinstance(wrong, StoreError) else stopped(work, wrong) from None
+    try:
+        for draft in (*out.glob(f".{config.name}.*.tmp"), *work.glob(".tokenizer.*.tmp")):
+            shutil.rmtree(draft, ignore_errors=True)
+        remove_drafts(work)
+        resolved = work / "config.json"
+        if read_json(resolved, default=(own := config.model_dump()), hint=f"remove {work} to begin anew") != own:
+            raise ConfigError(f"{work} holds a build with other settings; remove it, or give another --out")
+        write_whole(resolved, json.dumps(own, indent=1))
+        tokenizer = _tokenizer(config, work / "tokenizer")
+        model = train(config, tokenizer, work, log)
+        with quietly(), written(folder), whole_folder(folder) as draft:
+            model.eval().to(torch.bfloat16).save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+    finally:
+        os.close(held)
     return folder
+
+
+def _tokenizer(config: PocketConfig, folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a build, trained once."""
+    if not folder.exists():
+        trained = train_tokenizer(PRESETS["pocket"].seed, config.vocabulary)
+        with written(folder), whole_folder(folder) as draft:
+            trained.save_pretrained(draft)
+    with one_line(str(folder)):
+        return PreTrainedTokenizerFast.from_pretrained(folder)

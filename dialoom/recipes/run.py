@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dialoom import tracking
 from dialoom.config import Config, differences, read_yaml
@@ -28,13 +28,20 @@ from dialoom.dialogue import content_id
 from dialoom.errors import ConfigError, DataError, StoreError
 from dialoom.files import read_json
 from dialoom.models.ledger import USAGE, Ledger, begin
+from dialoom.models.load import watch
+from dialoom.models.local import LocalModel
 from dialoom.progress import duration
 from dialoom.store import append_row, is_damaged, lock, remove_drafts, write_whole
 from dialoom.text import parse_json
 
+if TYPE_CHECKING:
+    from dialoom.models.base import ChatModel
+
 T = TypeVar("T")
 Row = dict[str, Any]
 ANEW = "--fresh starts anew"
+TREES = "trees.jsonl"
+LOGS = (TREES, "growth.jsonl")
 RESULT_FIELDS = ("eval", "subject", "metric", "value", "low", "high", "n", "seed")
 PACKAGES = ("dialoom", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pydantic")
 
@@ -59,7 +66,7 @@ class RunFolder:
         self.log = log
         self.ledger = Ledger.of(self.path, getattr(config, "endpoint", None))
         self._lock = -1
-        self._end: Callable[[], None] | None = None
+        self._ends: list[Callable[[], None]] = []
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / ".lock", self.path)
@@ -68,7 +75,7 @@ class RunFolder:
             self._claim()
             remove_drafts(self.path)
             self._reopen_damaged()
-            self._end = begin(self.ledger)
+            self._ends = [watch(self._recognise), begin(self.ledger)]
         except BaseException as wrong:
             self.close()
             if isinstance(wrong, OSError) and not isinstance(wrong, StoreError):
@@ -84,11 +91,12 @@ class RunFolder:
 
     def close(self) -> None:
         """Write down what endpoints cost, and hand the folder to the next process; closing twice is fine."""
-        end, self._end = self._end, None
+        ends, self._ends = self._ends, []
         handle, self._lock = self._lock, -1
         try:
-            if end is not None:
+            for end in ends:
                 end()
+            if ends:
                 self.ledger.write(self.path / USAGE)
         finally:
             if handle >= 0:
@@ -107,7 +115,7 @@ class RunFolder:
                 entry.unlink()
 
     def _reopen_damaged(self) -> None:
-        """Where a log of trees lost lines after a stage was done, no stage counts as done any more.
+        """Where a log lost lines after a stage was done, no stage counts as done any more.
 
         Done again, each goes on from what is whole: what was lost is said again, a training that ended is only loaded.
         """
@@ -119,13 +127,13 @@ class RunFolder:
                                  if isinstance(logs, dict) else {})
         for name, size in sizes.items():
             path = self.path / name
-            if not path.exists() or path.stat().st_size < size or is_damaged(path):
+            if not path.exists() or path.stat().st_size < size or (path.name == TREES and is_damaged(path)):
                 self.log(f"{path}: lost lines that were written; every stage is gone through again from what is whole")
                 shutil.rmtree(self.path / "stages", ignore_errors=True)
 
     def _logs(self) -> dict[str, int]:
-        """The logs of trees by their names in the folder, with their sizes: they only grow."""
-        found = sorted(self.path.rglob("trees.jsonl"))
+        """The logs that stages go on from, by their names in the folder, with their sizes: they only grow."""
+        found = sorted(path for name in LOGS for path in self.path.rglob(name))
         return {str(path.relative_to(self.path)): path.stat().st_size for path in found}
 
     def _claim(self) -> None:
@@ -138,7 +146,7 @@ class RunFolder:
         default = {name: info.get_default(call_default_factory=True)
                    for name, info in type(self.config).model_fields.items() if not info.is_required()}
         before = _over(_plain(default), self._asked())  # a setting that is newer than the run has its default
-        before = {name: value for name, value in before.items() if name not in self.config.not_identity}
+        before = self.config.deciding(before)
         changed = differences({"recipe": old.get("recipe"), "data": old.get("data_hash")},
                               {"recipe": self.recipe, "data": self.data_hash})
         changed += differences(before, self.config.identity())
@@ -152,6 +160,25 @@ class RunFolder:
             old.setdefault("continued", []).append({"at": _now(), "versions": versions(), "revision": revision()})
             write_whole(self.path / "env.json", _json(old))
 
+    def _recognise(self, spec: str, model: ChatModel) -> None:
+        """Write down what a model that was loaded is known by, or check that it is the one it was before.
+
+        Raises: ConfigError: if other weights or another chat template go by the same name now. What such a model says
+            would be other turns, which would stand in the trees beside those of the model that the run began with.
+        """
+        env = self._held()
+        now = model.known_by if isinstance(model, LocalModel) else {"fingerprint": str(model.fingerprint)}
+        dtype = now.pop("dtype", "")  # another number type is another device, and no other model
+        models = env.setdefault("models", {})
+        before = models.setdefault(f"{spec} ({dtype})" if dtype else spec, now)
+        if before is now:
+            write_whole(self.path / "env.json", _json(env))
+        elif changed := differences(before, now):
+            part = "chat template" if now.get("template") != before.get("template") else "weights or settings"
+            raise ConfigError(f"{self.path}: {spec} is not the model that this run began with; its {part} changed "
+                              f"({'; '.join(changed)}): put the old ones back, give another --out, or --fresh to throw "
+                              "that run away")
+
     def _asked(self) -> Row:
         try:
             return read_yaml(self.path / "config.yaml")
@@ -160,8 +187,11 @@ class RunFolder:
 
     def _held(self) -> Row:
         held: Row = read_json(self.path / "env.json", dict, default={}, hint=ANEW)
-        if not isinstance(held.get("versions", {}), dict) or not isinstance(held.get("continued", []), list):
-            raise StoreError(f"{self.path / 'env.json'}: expected versions by name and a list of continuations; {ANEW}")
+        models = held.get("models", {})
+        if not isinstance(held.get("versions", {}), dict) or not isinstance(held.get("continued", []), list) \
+                or not isinstance(models, dict) or not all(isinstance(one, dict) for one in models.values()):
+            raise StoreError(f"{self.path / 'env.json'}: expected versions and models by name, and a list of "
+                             f"continuations; {ANEW}")
         return held
 
     def has(self, stage: str) -> bool:
@@ -197,14 +227,18 @@ class RunFolder:
         """Add one row to `metrics.jsonl`."""
         append_row(self.path / "metrics.jsonl", row)
 
+    def briefs(self, texts: Mapping[str, str]) -> None:
+        """Write `briefs.json`: what the private briefs say that turns note by name, for whoever looks at the run.
+
+        Args:
+            texts: by the note; where a note means another text in one log only, by that log and the note, as in
+                `evals/briefed/brief`. "" says that there was no system message.
+        """
+        write_whole(self.path / "briefs.json", _json(dict(texts)))
+
     def results(self) -> list[Row]:
         """The rows of `results.json` so far."""
-        rows = read_json(self.path / "results.json", list, default=[], hint=ANEW)
-        if not all(isinstance(row, dict) and set(row) == set(RESULT_FIELDS)
-                   and all(isinstance(row[name], str) for name in ("eval", "subject", "metric")) for row in rows):
-            raise StoreError(f"{self.path / 'results.json'}: expected a list of rows with {', '.join(RESULT_FIELDS)}; "
-                             "remove it and the stages that gave rows, or --fresh starts anew")
-        return [dict(row) for row in rows]
+        return read_results(self.path / "results.json")
 
     def add_results(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add tidy rows to `results.json`; one of the same eval, subject, metric and seed is replaced.
@@ -308,6 +342,18 @@ def _over(below: Row, above: Row) -> Row:
     """`above` laid over `below`, group by group."""
     return {**below, **{name: _over(below[name], value) if isinstance(value, dict) and isinstance(below.get(name), dict)
                         else value for name, value in above.items()}}
+
+
+def read_results(path: Path) -> list[Row]:
+    """The rows of a run's `results.json`; none where there is no such file. Raises StoreError if it is damaged."""
+    rows = read_json(path, list, default=[], hint=ANEW)
+    for row in rows:
+        if not isinstance(row, dict) or set(row) != set(RESULT_FIELDS) \
+                or not all(isinstance(row[name], str) for name in ("eval", "subject", "metric")) \
+                or not all(isinstance(row[name], int | float | None) for name in ("value", "low", "high", "n", "seed")):
+            raise StoreError(f"{path}: expected a list of rows with {', '.join(RESULT_FIELDS)}; remove it and the "
+                             "stages that gave rows, or --fresh starts anew")
+    return [dict(row) for row in rows]
 
 
 def value_of(folder: Path, stage: str) -> Any:

@@ -21,13 +21,16 @@ Json = dict[str, Any]
 TITLES = {"pbt": "Persuasion-balanced training", "ditto": "Aligning to a person from demonstrations",
           "aloe": "Aligning with individual preferences", "ideas": "Inductive-deductive strategy reuse",
           "dat": "Dialogue action tokens"}
-OWN = {"aloe": "dpo"}   # the subject a recipe is about, where it has another name
+OWN = {"aloe": "dpo", "dat": "planner"}   # the subject a recipe is about, where it has another name
+EVALUATIONS = {"pbt": "flipflop", "ideas": "quality", "dat": "social"}   # for `dialoom eval`; else the scorecard has it
 CHIPS = ("model", "partner", "speakers", "train", "preset", "data", "limit", "seed", "seeds", "model_hash",
          "data_hash", "pocket", "revision", "device")
+NO_CHIP = {"limit": ("", "none", "0")}   # no limit at all
 CURVES = {"loss": "loss", "eval_loss": "loss, held out", "rewards/accuracies": "share of pairs ranked rightly",
           "rewards/margins": "margin of the implicit rewards", "mean_token_accuracy": "share of tokens predicted",
           "logps/chosen": "log-probability of the chosen reply",
-          "logps/rejected": "log-probability of the rejected reply"}
+          "logps/rejected": "log-probability of the rejected reply", "critic_loss": "loss of the critics",
+          "actor_loss": "loss of the planner", "value": "value of the actions tried, by the critics"}
 CURVES_FIRST = 4   # shown at once for each stage; the others open on demand
 MAX_POINTS = 300   # more than a chart has pixels for
 NO_CURVE = frozenset({"stage", "subject", "seed", "step", "epoch", "time", "total_flos", "num_tokens"})
@@ -46,9 +49,10 @@ def overview(run: Run) -> Json:
         "chips": _chips(settings | about), "grids": [_grid(grid, own) for grid in tables],
         "curves": curves(run.metrics, own), "times": _times(run.stages),
         "counts": {"trees": len(run.trees), "turns": sum(map(len, run.trees)), "pairs": len(run.pairs),
-                   "by": pair_counts(run.pairs, run.trees)},
+                   "by": pair_counts(run.pairs, [tree for part in run.parts if part.pairs for tree in part.trees])},
         "funnels": _funnels(run.funnels), "dropped": list(run.dropped.items()),
-        "settings": list(settings.items()), "about": list(about.items()), "commands": _commands(run, tables)}
+        "briefs": dict(run.briefs), "settings": list(settings.items()), "about": list(about.items()),
+        "commands": commands(run)}
 
 
 def summary(tables: Sequence[Grid], own: str) -> str:
@@ -91,7 +95,8 @@ def _chips(values: Mapping[str, str]) -> list[tuple[str, str]]:
     """The few settings worth a place at the top, whatever section of the settings they stand in."""
     found = {}
     for wanted in CHIPS:
-        names = [name for name in values if name.rsplit(".", 1)[-1] == wanted and values[name] not in ("", "none")]
+        names = [name for name, value in values.items() if name.rsplit(".", 1)[-1] == wanted
+                 and value not in NO_CHIP.get(wanted, ("", "none"))]
         if names:
             found[wanted.replace("_", " ")] = _COMMIT.sub(r"\1", values[min(names, key=len)])
     return list(found.items())
@@ -179,8 +184,13 @@ def pair_counts(pairs: Sequence[Row], trees: Sequence[DialogueTree]) -> list[Jso
         for by, value in values.items():
             counts.setdefault(by, {}).setdefault(str(value or "none"), Counter())[str(pair.get("kind") or "pair")] += 1
     return [{"by": by, "kinds": kinds, "rows": [[value, [found[kind] for kind in kinds]]
-                                                for value, found in sorted(rows.items())]}
+                                                for value, found in sorted(rows.items(), key=_counted)]}
             for by, rows in counts.items() if not by or any(value != "none" for value in rows)]
+
+
+def _counted(row: tuple[str, Any]) -> list[tuple[int, str]]:
+    """Sorts `level 11` behind `level 3`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", row[0])]
 
 
 def _times(stages: Sequence[Row]) -> list[Json]:
@@ -199,13 +209,38 @@ def _funnels(funnels: Mapping[str, Any]) -> list[Json]:
     return found
 
 
-def _commands(run: Run, tables: Sequence[Grid]) -> list[tuple[str, str]]:
-    folder = shlex.quote(str(run.folder))
-    model = shlex.quote(f"run:{run.folder}")
-    evaluate = tables[0].eval if tables else "recall"
-    return [(f"dialoom view {folder}", "this page, live while the run goes on; two folders stand side by side"),
-            (f"dialoom show {folder}", "walk through a tree in the terminal"),
-            (f"dialoom chat {model}", "talk with the trained model"),
-            (f"dialoom eval {shlex.quote(evaluate)} --model {model}", "evaluate it again, or evaluate another model"),
-            (f"dialoom {shlex.quote(run.recipe)} --model hf:Qwen/Qwen3-0.6B", "the same with a model of your own"),
-            (f"dialoom {shlex.quote(run.recipe)} --help", "every setting")]
+def commands(run: Run) -> list[tuple[str, str]]:
+    """How to go on from a run, as it lies there: commands that can be typed as they are, and what each does."""
+    folder, known = shlex.quote(str(run.folder)), run.recipe in TITLES
+    found = [(f"dialoom view {folder}", "this page, live while the run goes on; two folders stand side by side"),
+             (f"dialoom show {folder}", "walk through a tree in the terminal")]
+    spec, planner, author = _trained(run)
+    if spec:
+        found.append((f"dialoom chat {folder if planner else spec}", "talk with the trained model"))
+        name = "redteam" if run.config.get("scenes") == "redteam" else EVALUATIONS.get(run.recipe)
+        if name:
+            found.append((f"dialoom eval {name} --model {spec}{planner}", "measure it again, or another model"))
+        found.append((f"dialoom scorecard {spec}{planner}{author}",
+                      "one evaluation after the other of it: what else did the training change?"))
+    elif known:
+        found.append((f"dialoom resume {folder}", "go on where it was stopped"))
+    if known:
+        scenes = " --scenes redteam" if run.config.get("scenes") == "redteam" else ""
+        found += [(f"dialoom {run.recipe}{scenes} --model hf:Qwen/Qwen3-0.6B", "the same with a model of your own"),
+                  (f"dialoom {run.recipe} --help", "every setting")]
+    return found
+
+
+def _trained(run: Run) -> tuple[str, str, str]:
+    """What a run trained, as commands take it: a model's spec, the flag of a planner, and that of a pocket author.
+
+    The spec is empty where nothing is trained yet.
+    """
+    if (run.folder / "planner" / "steering.json").is_file():
+        return shlex.quote(str(run.config.get("model", "pocket"))), f" --planner {shlex.quote(str(run.folder))}", ""
+    places = [run.folder, *sorted(run.folder.glob("authors/*"))]   # of several authors each has an adapter
+    one = next((place for place in places if (place / "model").is_dir() or (place / "adapter").is_dir()), None)
+    if one is None:
+        return "", "", ""
+    is_pocket_author = one != run.folder and not run.config.get("demos")
+    return shlex.quote(f"run:{one}"), "", f" --author {shlex.quote(one.name)}" if is_pocket_author else ""

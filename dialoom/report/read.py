@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,44 @@ from dialoom.dialogue import DialogueTree, Scenario, Turn
 from dialoom.errors import ConfigError, DataError, StoreError
 from dialoom.files import read_json
 from dialoom.models.ledger import row_line
+from dialoom.report.placed import placed
 from dialoom.report.table import Row
+from dialoom.select import Pair
 from dialoom.store import FollowedLog, Skip, read_rows
 
 MAIN = "trees.jsonl"
+ATTACKS, HARDENING = "harden/attacks.jsonl", "harden/pairs.jsonl"   # of a red-teaming run that hardens its defender
 FILES = (MAIN, "pairs.jsonl", "metrics.jsonl", "results.json", "notes.json", "dropped.json", "funnel.json",
-         "usage.json", "config.yaml", "env.json")
-OTHERS = ("arms/*/trees.jsonl", "evals/*.jsonl")   # dialogues that are no training data: other arms, evaluations
+         "usage.json", "briefs.json", "config.yaml", "env.json", HARDENING)
+OTHERS = ("arms/*/trees.jsonl", ATTACKS, "evals/*.jsonl")   # dialogues beside the run's own: arms, evaluations
 
 
 @dataclass(frozen=True)
 class Part:
-    """The dialogues of one file: those of the run itself ("trees"), of an arm, of an evaluation."""
+    """The dialogues of one file: those of the run itself ("trees"), of an arm, of an evaluation.
+
+    Attributes:
+        changes: of a log that is followed: how many records each tree has.
+        pairs: rows that name trees and turns of this part.
+        added: by tree, turns that a page shows though the log does not hold them.
+    """
 
     name: str
     trees: Sequence[DialogueTree]
     skips: Sequence[Skip] = ()
-    changes: Mapping[str, int] | None = None   # of a log that is followed: how many records each tree has
+    changes: Mapping[str, int] | None = None
+    pairs: Sequence[Row] = ()
+    added: Mapping[str, Sequence[Turn]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; what is missing is empty. `notes` lead the page, `parts` begin with the run's own."""
+    """What a run folder holds; what is missing is empty. `notes` lead the page, `parts` begin with the run's own.
+
+    Attributes:
+        pairs: all rows, those of hardening too.
+        briefs: private instructions by their names, see `RunFolder.briefs`.
+    """
 
     folder: Path
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +63,7 @@ class Run:
     funnels: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
+    briefs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def recipe(self) -> str:
@@ -77,16 +94,18 @@ def read_run(folder: Path, followed: Followed | None = None) -> Run:
         raise StoreError(f"{folder}: no such run folder; `--out` of a run names it, by default it lies below runs/")
     damage: list[str] = []
 
-    def rows(name: str) -> list[dict[str, Any]]:
+    def rows(name: str) -> Sequence[Row]:
         return read_rows(folder / name, log=damage.append) if (folder / name).exists() else []
 
     parts = [part for path in logs(folder) if (part := _part(folder, path, damage, followed)) is not None]
-    results = read_results(folder / "results.json")
+    pairs, metrics, results = rows("pairs.jsonl"), rows("metrics.jsonl"), read_results(folder / "results.json")
+    parts = [replace(part, pairs=pairs) if part.name == "trees" else part for part in _hardened(folder, parts, rows)]
+    pairs = [*pairs, *(pair for part in parts if part.name != "trees" for pair in part.pairs)]
     notes = [str(note) for note in _json(folder / "notes.json", list)]
-    pairs, metrics = rows("pairs.jsonl"), rows("metrics.jsonl")
+    briefs = {str(name): str(text) for name, text in _json(folder / "briefs.json", dict).items()}
     return Run(folder, _yaml(folder / "config.yaml"), _json(folder / "env.json", dict), parts, pairs, metrics, results,
                _stages(folder), _json(folder / "funnel.json", dict), [*notes, *_usage(folder), *damage],
-               _dropped(folder, parts))
+               _dropped(folder, parts), briefs)
 
 
 def logs(folder: Path) -> Iterator[Path]:
@@ -108,6 +127,16 @@ def _part(folder: Path, path: Path, damage: list[str], followed: Followed | None
     rows = read_rows(path, log=damage.append)
     trees = [tree for number, row in enumerate(rows) if (tree := _told(row, f"{name}-{number}")) is not None]
     return Part(name, trees) if trees else None
+
+
+def _hardened(folder: Path, parts: Sequence[Part], rows: Callable[[str], Sequence[Row]]) -> list[Part]:
+    """The parts, the attacks with what was preferred to their successes, and the pairs that are of no attack."""
+    pairs = [Pair.from_row(row, f"{folder / HARDENING}:{line}") for line, row in enumerate(rows(HARDENING), 1)]
+    attacks = ATTACKS.removesuffix(".jsonl")
+    found = placed(pairs, next((part.trees for part in parts if part.name == attacks), ()))
+    beside = [Part(HARDENING.removesuffix(".jsonl"), found.trees, pairs=found.apart)] if found.trees else []
+    return [*(replace(part, pairs=found.pairs, added=found.added) if part.name == attacks else part for part in parts),
+            *beside]
 
 
 def _told(row: Row, id: str) -> DialogueTree | None:

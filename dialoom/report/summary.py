@@ -46,4 +46,11 @@ class Matrix:
 
 def summary_page(title: str, found: Sequence[Found], matrix: Matrix) -> str:
     """The page as one HTML file; the same findings give the same page."""
-    return still_page(TEMPLATE, name=title, found=found, matrix=matrix)
+    return still_page(TEMPLATE, name=title, found=found, names=short_names([one.title for one in found]), matrix=matrix)
+
+
+def short_names(titles: Sequence[str]) -> list[str]:
+    """Each title up to its colon, or up to its comma where an earlier one begins alike."""
+    begun = [title.partition(":")[0] for title in titles]
+    return [title.partition(",")[0] if name in begun[:at] else name
+            for at, (name, title) in enumerate(zip(begun, titles, strict=True))]

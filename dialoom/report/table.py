@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dialoom.report.safe import visible
@@ -120,15 +120,22 @@ EVALS: Mapping[str, Words] = {
         "lead, paired by scene.",
         {"success": "success", "reward": "highest reward", "rounds": "rounds until then",
          **{f"success_minus_{one}": f"minus {one.replace('_', ' ')}" for one in _STEERED}}, "success"),
-    **{name: Words(title, "Perplexity of what was said under the frozen model, beside the unsteered model's; share of "
-                   "different words and pairs of words among all.",
-                   {"perplexity": "perplexity", "perplexity_ratio": "of unsteered", "distinct_1": "distinct-1",
-                    "distinct_2": "distinct-2"})
-       for name, title in (("language", "Language"), ("language_social", "Language in social scenes"),
-                           ("language_redteam", "Language in red-team scenes"))},
+    "language": Words(
+        "Language", "Perplexity of what was said under the frozen model, beside the unsteered model's; share of "
+        "different words and pairs of words among all.",
+        {"perplexity": "perplexity", "perplexity_ratio": "of unsteered", "distinct_1": "distinct-1",
+         "distinct_2": "distinct-2"}),
     "ordinary": Words("Ordinary questions", "Answers to harmless questions that stayed as good as they were.",
                       {"kept": "kept"}),
+    "actions": Words(
+        "Actions", "How far a planner's actions lie apart (1: all around, 0: always the same one), and how like one "
+        "turn's is to the next one's.", {"spread": "spread", "turn_cosine": "cosine of two turns'"}),
+    "clone": Words(
+        "Self-clone", "What the model itself says, predicted by the model and by its clone, in nats a token of replies "
+        "that were held out; the gap should be small.",
+        {"base_nats": "the model", "clone_nats": "its clone", "gap": "gap"}),
 }
+SCENES = {"_social": " in social scenes", "_redteam": " in red-team scenes"}   # where a table holds both
 SUBJECTS = {"base": "base", "accept_only": "accept-only", "resist_only": "resist-only", "pbt": "PBT",
             "reminder": "reminder", "self_critique": "self-critique", "few_shot": "few-shot",
             "sft_rejected": "SFT on rejected", "sft_preferred": "SFT on preferred", "dpo": "DPO",
@@ -147,7 +154,7 @@ DIFFERENCES = frozenset({  # of two rates: in points, after those two
     *(f"{one}_minus_{other}" for one in ("reward", "success") for other in _STEERED)})
 NOT_RATES = frozenset({"correlation", "coefficient", "kl", "perplexity", "logprob", "r2", "ir", "n_ir", "fall",
                        "strategies", "strategy_entropy", "strategies_per_dialogue", "spread", "clusters", "turns",
-                       "perplexity_ratio", "rounds", "base_nats", "clone_nats", "gap"})
+                       "perplexity_ratio", "rounds", "base_nats", "clone_nats", "gap", "turn_cosine"})
 
 
 @dataclass(frozen=True)
@@ -240,7 +247,7 @@ def _by_rank(subject: str) -> float:
 
 
 def _grid(name: str, rows: Sequence[Row]) -> Grid:
-    words = EVALS.get(name, Words(name.replace("_", " "), ""))
+    words = _words(name)
     cells: dict[tuple[str, str], Cell | None] = {}
     metrics = sorted(_ordered((str(row["metric"]) for row in rows), words.metrics), key=DIFFERENCES.__contains__)
     subjects = sorted(dict.fromkeys(str(row["subject"]) for row in rows), key=_by_rank)
@@ -254,6 +261,20 @@ def _grid(name: str, rows: Sequence[Row]) -> Grid:
                        tuple(cells[subject, metric] for metric in metrics), _way(cells, subject, words.goal))
                   for subject in subjects)
     return Grid(name, words, columns, lines, _caption(rows))
+
+
+def _words(name: str) -> Words:
+    """How an eval is spoken of, also one of certain scenes only, or against somebody else."""
+    if name in EVALS:
+        return EVALS[name]
+    same, _, other = name.partition("_against_")
+    if other and same in EVALS:
+        return replace(EVALS[same], title=f"{EVALS[same].title}, against {other}")
+    for end, scenes in SCENES.items():
+        if name.removesuffix(end) in EVALS:
+            words = EVALS[name.removesuffix(end)]
+            return replace(words, title=words.title + scenes)
+    return Words(name.replace("_", " "), "")
 
 
 def _measured(row: Row) -> bool:

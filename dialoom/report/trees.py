@@ -35,16 +35,15 @@ def told_trees(run: Run, turns: int = MAX_TURNS, known: Told | None = None) -> t
     told: dict[str, str] = {}
     parts = []
     room, characters, full = turns, CHARACTERS * turns, False
-    pairs = _by_tree(run.pairs)
     for part in run.parts:
+        pairs = _by_tree(part.pairs)
         skips: dict[str, list[Skip]] = {}
         for skip in part.skips:
             skips.setdefault(skip.tree, []).append(skip)
         shown = 0
         for tree in () if full else _ranked(part, pairs):
-            own = pairs.get(tree.id, []) if part.name == "trees" else []
             key = f"{part.name}\n{tree.id}"
-            text = _once(key, part, tree, own, skips.get(tree.id, []), known)
+            text = _once(key, part, tree, pairs.get(tree.id, []), skips.get(tree.id, []), known)
             full = bool(told) and (len(tree) > room or len(text) > characters)
             if full:
                 break
@@ -58,10 +57,10 @@ def _once(key: str, part: Part, tree: DialogueTree, pairs: Sequence[Row], skips:
           known: Told | None) -> str:
     """The JSON of a tree, made anew only if it changed."""
     if known is None or part.changes is None:
-        return _dump(_told(part.name, tree, pairs, skips))
+        return _dump(_told(part, tree, pairs, skips))
     stamp = (tree, part.changes.get(tree.id), pairs, skips)   # a log begun anew has other trees
     if known.get(key, (None, ""))[0] != stamp:
-        known[key] = (stamp, _dump(_told(part.name, tree, pairs, skips)))
+        known[key] = (stamp, _dump(_told(part, tree, pairs, skips)))
     return known[key][1]
 
 
@@ -73,20 +72,17 @@ def _by_tree(pairs: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _ranked(part: Part, pairs: Mapping[str, Sequence[Row]]) -> Iterator[DialogueTree]:
-    if part.name != "trees":
-        yield from part.trees
-        return
     yield from sorted(part.trees, key=lambda tree: -len({pair.get("kind") for pair in pairs.get(tree.id, [])}))
 
 
-def _told(part: str, tree: DialogueTree, pairs: Sequence[Row], skips: Sequence[Skip]) -> dict[str, Any]:
+def _told(part: Part, tree: DialogueTree, pairs: Sequence[Row], skips: Sequence[Skip]) -> dict[str, Any]:
     """A tree in few words; a turn is [id, place of its parent or -1, speaker, text, scores, notes]."""
-    places = {turn.id: place for place, turn in enumerate(tree)}
-    scene = tree.scenario
+    said, scene = [*tree, *part.added.get(tree.id, ())], tree.scenario
+    places = {turn.id: place for place, turn in enumerate(said)}
     turns = [[turn.id, -1 if turn.parent is None else places[turn.parent], turn.speaker, turn.text, turn.scores,
-              {name: note for name, note in turn.notes.items() if name not in _OF_NO_INTEREST}] for turn in tree]
-    return {"part": part, "id": tree.id, "scenario": scene.id, "opening": scene.opening, "briefs": dict(scene.briefs),
-            "facts": dict(scene.facts), "turns": turns,
+              {name: note for name, note in turn.notes.items() if name not in _OF_NO_INTEREST}] for turn in said]
+    return {"part": part.name, "id": tree.id, "scenario": scene.id, "opening": scene.opening,
+            "briefs": dict(scene.briefs), "facts": dict(scene.facts), "turns": turns,
             "pairs": [[places.get(str(pair.get("chosen_turn")), -1), places.get(str(pair.get("rejected_turn")), -1),
                        str(pair.get("kind") or "pair"), pair.get("score_chosen"), pair.get("score_rejected")]
                       for pair in pairs],

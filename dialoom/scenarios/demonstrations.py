@@ -1,16 +1,20 @@
 """Demonstrations: a few texts by one author, each with the task it answers; from files, folders and the pocket world.
 
     .jsonl           one row a line: {"author", "split", "prompt", "output"}; `prompt` is text or a list of messages
-    texts            a folder of plain text files, one text each ("my e-mails"); the tasks are made from them
+    texts            a folder of plain text and e-mail files (.eml), one text each; the tasks are made from them
     cmcc             the folder of the CMCC corpus: Emails/ and Essays/ with files such as S1E1C5.txt
     ccat50           the folder of Reuters 50/50: C50train/ and C50test/ with a folder for each author
 
-Surprising choices: rows without `split` are shared out by their content, so a text never moves; and a text file that is
-not UTF-8 is read as Windows-1252 and told of, since old e-mails are.
+Surprising choices: rows without `split` are shared out by their content, so a text never moves, and all texts on one
+task go together, so no task is both learned and asked; and a text file that is not UTF-8 is read as Windows-1252 and
+told of, since old e-mails are.
 """
 
 from __future__ import annotations
 
+import email
+import email.errors
+import email.policy
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +36,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LAYOUTS = ("jsonl", "texts", "cmcc", "ccat50")
 WRITER = "writer"  # whose view of a task is the chat that is trained on, whoever writes
 YOU = "you"  # the author of rows and files that name none
-TEXT_NAMES = (".txt", ".md", ".text", ".eml")
+MAIL_NAME = ".eml"
+TEXT_NAMES = (".txt", ".md", ".text", MAIL_NAME)
 OPENING_WORDS = 8  # of a text without a subject line, given away in the task made from it
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
@@ -139,15 +144,21 @@ def _split_named(name: str) -> Split:
 
 
 def shared_out(rows: Sequence[Demonstration]) -> list[Demonstration]:
-    """One author's rows with splits by a hash of their content: about a third for test, three at most; then validation.
+    """One author's rows with splits by a hash of their content: about a third of the tasks for test, three at most;
+    then validation. All rows on one task have the same split.
 
-    With one row there is nothing to hold out; with two, one is.
+    With one task there is nothing to hold out; with two, one is.
     """
-    order = sorted(range(len(rows)), key=lambda at: content_id("split", rows[at].prompt, rows[at].output))
-    tests = min(3, len(rows) // 3) or int(len(rows) == 2)
-    held = dict.fromkeys(order[:tests], "test") | dict.fromkeys(order[tests:tests + min(3, (len(rows) - tests) // 4)],
-                                                                "validation")
-    return [replace(row, split=_split_named(held.get(at, "train"))) for at, row in enumerate(rows)]
+    first: dict[tuple[tuple[str, str], ...], str] = {}
+    for row in rows:
+        name = content_id("split", row.prompt, row.output)
+        first[row.prompt] = min(name, first.get(row.prompt, name))
+    order = sorted(first, key=first.__getitem__)
+    tests = min(3, len(order) // 3) or int(len(order) == 2)
+    valid = min(3, (len(order) - tests) // 4)
+    held: dict[tuple[tuple[str, str], ...], Split] = dict.fromkeys(order[:tests], "test")
+    held |= dict.fromkeys(order[tests:tests + valid], "validation")
+    return [replace(row, split=held.get(row.prompt, "train")) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -158,19 +169,49 @@ def read_text(path: Path, tell: Tell = quiet) -> str:
 
     Raises: DataError: if it cannot be read or holds no text.
     """
+    return _tidy(_decoded(_bytes(path), path, tell), path)
+
+
+def read_email(path: Path, tell: Tell = quiet) -> tuple[str, str] | None:
+    """Subject ("" if it has none) and text of an e-mail as mail programs save it (.eml); None: it holds no plain text.
+
+    Raises: DataError: if it cannot be read, or its text is empty or no text.
+    """
+    raw = _bytes(path)
     try:
-        data = read_bytes(path)
+        message = email.message_from_bytes(raw, policy=email.policy.default)
+        body = message.get_body(("plain",))
+        if body is None:
+            return None
+        data, charset = body.get_payload(decode=True), body.get_content_charset()
+        assert isinstance(data, bytes)
+        text = data.decode(charset, "replace") if charset else _decoded(data, path, tell)
+        subject = " ".join(str(message["subject"] or "").replace("\0", " ").split())
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, email.errors.MessageError) as wrong:
+        raise DataError(f"{path}: no e-mail that can be read ({wrong}); save its text as .txt") from None
+    return subject, _tidy(text.encode("utf-8", "replace").decode(), path)
+
+
+def _decoded(data: bytes, path: Path, tell: Tell) -> str:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as wrong:
+        line = data.count(b"\n", 0, wrong.start) + 1
+        tell(f"{path}:{line}: not UTF-8; the file is read as Windows-1252")
+        return data.decode("cp1252", "replace")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
     except OSError as wrong:
         raise DataError(f"{path}: cannot be read ({wrong.strerror})") from None
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = data.decode("utf-16", "replace")
-    else:
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as wrong:
-            line = data.count(b"\n", 0, wrong.start) + 1
-            tell(f"{path}:{line}: not UTF-8; the file is read as Windows-1252")
-            text = data.decode("cp1252", "replace")
+
+
+def _tidy(text: str, path: Path) -> str:
+    """The text with even line ends. Raises DataError if it is none."""
     if "\0" in text:
         raise DataError(f"{path}: holds NUL characters, so it is no text file; remove it or save it as text")
     if not text.strip():
@@ -207,10 +248,7 @@ def _in_order(name: str) -> list[tuple[int, str]]:
 
 
 def _jsonl(path: Path, tell: Tell) -> Iterator[Demonstration]:
-    try:
-        data = read_bytes(path)
-    except OSError as wrong:
-        raise DataError(f"{path}: cannot be read ({wrong.strerror})") from None
+    data = _bytes(path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path}:1: expected UTF-8, found the start of a UTF-16 file; save it as UTF-8")
     bad: list[str] = []
@@ -290,15 +328,41 @@ def _prompt(value: Any) -> tuple[tuple[str, str], ...]:
 def _texts(path: Path, tell: Tell) -> Iterator[Demonstration]:
     """A folder of one author's files, or of a folder of files for each author."""
     folders = [path, *sorted(entry for entry in path.iterdir() if entry.is_dir())]
-    count = 0
+    count, others = 0, list[Path]()
     for folder in folders:
-        files = sorted((file for file in folder.iterdir() if file.suffix.lower() in TEXT_NAMES and file.is_file()),
-                       key=lambda file: _in_order(file.name))
-        count += len(files)
+        entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")),
+                         key=lambda entry: _in_order(entry.name))
+        files = [entry for entry in entries if entry.suffix.lower() in TEXT_NAMES and entry.is_file()]
+        others += [entry for entry in entries if entry not in files and (folder != path or not entry.is_dir())]
         author = YOU if folder == path else folder.name
-        yield from shared_out([_from_text(author, read_text(file, tell), str(file)) for file in files])
+        found = [_from_file(author, file, tell) for file in files]
+        rows = [row for row in found if row is not None]
+        count += len(rows)
+        yield from shared_out(rows)
     if not count:
-        raise DataError(f"{path}: no text files there; expected files ending in {', '.join(TEXT_NAMES)}")
+        raise DataError(f"{path}: no text files there{_named(others)}; expected files ending in "
+                        f"{', '.join(TEXT_NAMES)}")
+    if others:
+        tell(f"{path}: left out{_named(others)}; expected files ending in {', '.join(TEXT_NAMES)}, in this folder or "
+             "in one for each author")
+
+
+def _named(paths: Sequence[Path]) -> str:
+    """The first names of what is not read, after a space."""
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return f" ({', '.join(path.name for path in paths[:5])}{more})" if paths else ""
+
+
+def _from_file(author: str, path: Path, tell: Tell) -> Demonstration | None:
+    """A text file's text; of an e-mail the plain text, None where there is none."""
+    if path.suffix.lower() != MAIL_NAME:
+        return _from_text(author, read_text(path, tell), str(path))
+    mail = read_email(path, tell)
+    if mail is None:
+        tell(f"{path}: left out; the e-mail holds no plain text (HTML or attachments only); save its text as .txt")
+        return None
+    subject, text = mail
+    return _from_text(author, f"Subject: {subject}\n{text}" if subject else text, str(path))
 
 
 def _from_text(author: str, text: str, where: str) -> Demonstration:

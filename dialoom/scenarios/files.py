@@ -6,6 +6,7 @@ One bad place never costs a good one: it is told by its line, and what follows i
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -22,6 +23,7 @@ TABLES = (".parquet", ".arrow")
 _ABOUT = {"dataset_info.json", "state.json", "dataset_dict.json"}  # what `save_to_disk` writes beside the rows
 _BETWEEN = re.compile(r"[\s,]*")
 _GZIP = b"\x1f\x8b"
+_UNPACKED = 2 * 2**30  # bytes that a packed file may hold: a small one can hold any number
 
 
 def read_bytes(path: Path) -> bytes:
@@ -29,15 +31,19 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         OSError: if it cannot be read.
-        DataError: if it is gzip and damaged.
+        DataError: if it is gzip and damaged, or holds more than 2 GiB.
     """
     data = path.read_bytes()
     if data[:2] != _GZIP:
         return data
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            unpacked = file.read(_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as wrong:
         raise DataError(f"{path}: a damaged gzip file ({wrong}); fetch or pack it again") from None
+    if len(unpacked) > _UNPACKED:
+        raise DataError(f"{path}: holds more than {_UNPACKED:,} bytes; unpack it yourself if it is to be read")
+    return unpacked
 
 
 def plain_suffix(path: Path) -> str:
@@ -114,9 +120,11 @@ def _why(wrong: Exception) -> str:
     return str(getattr(wrong, "msg", wrong))
 
 
-def table_values(path: Path) -> Iterator[tuple[int, Any]]:
+def table_values(path: Path, bad: OnBad) -> Iterator[tuple[int, Any]]:
     """(row number, row as an object) of a `.parquet` file, or an `.arrow` one as `save_to_disk` writes it.
 
+    Args:
+        bad: told of a row whose texts are no UTF-8 or whose values Python has no place for; it is passed over.
     Raises: DataError: if pyarrow is not installed, or the file cannot be read.
     """
     try:
@@ -132,9 +140,38 @@ def table_values(path: Path) -> Iterator[tuple[int, Any]]:
         else:
             with pyarrow.memory_map(str(path)) as source:
                 table = pyarrow.ipc.open_stream(source).read_all()
-    except (OSError, pyarrow.ArrowException) as wrong:
+                _check(table)
+    except (OSError, UnicodeError, pyarrow.ArrowException) as wrong:  # the second one of a column's name
         raise DataError(f"{path}: is no {path.suffix[1:]} file that can be read ({str(wrong)[:120]})") from None
-    yield from enumerate((row for batch in table.to_batches() for row in batch.to_pylist()), 1)
+    number = 0
+    for batch in table.to_batches():
+        try:
+            found: Iterator[tuple[int, Any]] = enumerate(batch.to_pylist(), number + 1)
+        except (ValueError, ArithmeticError, SystemError, pyarrow.ArrowException):
+            found = _rows_one_by_one(batch, number + 1, bad)
+        yield from found
+        number += batch.num_rows
+
+
+def _check(table: Any) -> None:
+    """Raise ArrowInvalid if a table's parts point outside of it; texts that are no UTF-8 are found row by row."""
+    import pyarrow
+    for column in table.columns:
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid as wrong:
+            if "UTF8" not in str(wrong):
+                raise
+
+
+def _rows_one_by_one(batch: Any, first: int, bad: OnBad) -> Iterator[tuple[int, Any]]:
+    """The rows of a part of a table that can be read."""
+    import pyarrow
+    for at in range(batch.num_rows):
+        try:
+            yield first + at, batch.slice(at, 1).to_pylist()[0]
+        except (ValueError, ArithmeticError, SystemError, pyarrow.ArrowException) as wrong:
+            bad(first + at, "broken row", f"expected values that can be read, found others ({str(wrong)[:80]})")
 
 
 def files_of(path: str | Path) -> list[Path]:
@@ -162,5 +199,5 @@ def rows_of(path: str | Path, bad: OnBad, names: Collection[str] = ()) -> Iterat
     Raises: DataError: if there is nothing to read.
     """
     for file in files_of(path):
-        found = table_values(file) if file.suffix in TABLES else json_values(file, bad, names)
+        found = table_values(file, bad) if file.suffix in TABLES else json_values(file, bad, names)
         yield from ((f"{file}:{line}", value) for line, value in found)

@@ -88,7 +88,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     at = 0
     while at < len(lines):
         # a reader for each row: after a quote that never closes, reading goes on at the next line
-        reader = csv.reader(iter(lines[at:]), strict=True)
+        reader = csv.reader(map(lines.__getitem__, range(at, len(lines))), strict=True)
         line, at = at + 1, at + 1
         try:
             cells = next(reader)

@@ -4,10 +4,10 @@
     characters    {"pk", "first_name", "last_name", "age", "occupation", "public_info", "secret", ...}
     combinations  {"pk", "env_id", "agent_ids": [..., ...]}
 
-each as a JSON list, as JSON lines, or as an object of them by pk. A scene's opening is what both have read; a goal, a
-background and what the relationship lets one know of the other stand in a brief. The surprising choice: a part of the
-scene that is marked for one viewer moves into that one's brief, and a mark that cannot be read spoils its row rather
-than show it to both.
+each as a JSON list, as JSON lines, or as an object of them by pk; the published files say env_id, agent_id and combo_id
+for a pk. A scene's opening is what both have read; a goal, a background and what the relationship lets one know of the
+other stand in a brief. The surprising choice: a part of the scene that is marked for one viewer moves into that one's
+brief, and a mark that cannot be read spoils its row rather than show it to both.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ RELATIONSHIPS = ("strangers", "known by name", "acquaintances", "friends", "a co
 """By their number in the files."""
 FILES = {"environments": ("environments", "environment_profiles", "envs"),
          "characters": ("characters", "agent_profiles", "agents"),
-         "combinations": ("combinations", "env_agent_combos", "combos")}
-"""What a file of each kind may be called, before one of `ENDS`."""
+         "combinations": ("combinations", "env_agent_combo_storages", "env_agent_combos", "combos")}
+"""What a file of each kind may be called, before one of `ENDS`; the second is the published name."""
 ENDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 LEAVES = "[leaves]"
 BRIEF = ("You are {name}. This is about you:\n{background}\n\n{other}\n\nYour goal, which only you know: {goal}\n\n"
@@ -115,15 +115,19 @@ def load_sotopia(folder: str | Path, *, tell: Tell = quiet) -> list[Scenario]:
 
     Raises: DataError: if one is missing, or there are two of a kind.
     """
-    folder, found = Path(folder), []
-    for kind, names in FILES.items():
-        paths = [path for name in names for end in ENDS if (path := folder / f"{name}{end}").is_file()]
+    found = files_in(folder)
+    for kind, paths in found.items():
         if len(paths) != 1:
             there = f"found {' and '.join(path.name for path in paths)}" if paths else "found none"
-            raise DataError(f"{folder}: expected one file of {kind}, named {' or '.join(names)} (.json or .jsonl, "
-                            f"or these as .gz), {there}; name the files one by one or put them there")
-        found.append(paths[0])
-    return read_sotopia(*found, tell=tell)
+            raise DataError(f"{folder}: expected one file of {kind}, named {' or '.join(FILES[kind])} (.json or "
+                            f".jsonl, or these as .gz), {there}; put one of each kind there")
+    return read_sotopia(*(paths[0] for paths in found.values()), tell=tell)
+
+
+def files_in(folder: str | Path) -> dict[str, list[Path]]:
+    """What a folder holds of each kind in `FILES`, in that order: one path each, if it is as it should be."""
+    return {kind: [path for name in names for end in ENDS if (path := Path(folder) / f"{name}{end}").is_file()]
+            for kind, names in FILES.items()}
 
 
 def read_sotopia(environments: str | Path, characters: str | Path, combinations: str | Path, *,
@@ -184,7 +188,7 @@ def _environment(row: Row) -> Environment:
         raise DataError("expected a scenario of which both can read something, found one that is private altogether")
     wanted = [_rendered(_text({"agent_goals": goal}, "agent_goals"))[2] for goal in goals]
     about = {name: text for name in ("codename", "source") if (text := _text(row, name, needed=False))}
-    return Environment(_text(row, "pk"), scene, hidden, whole, (wanted[0], wanted[1]), level, about)
+    return Environment(_pk(row, "env_id"), scene, hidden, whole, (wanted[0], wanted[1]), level, about)
 
 
 def _character(row: Row) -> Character:
@@ -196,7 +200,7 @@ def _character(row: Row) -> Character:
     personality = _text(row, "personality_and_values", needed=False) or "; ".join(values)
     private = [f"{label}: {text}" for field, label in (("decision_making_style", "Way of deciding"),
                                                        ("secret", "Secret")) if (text := _text(row, field, False))]
-    return Character(_text(row, "pk"), name, tuple(public), personality, tuple(private))
+    return Character(_pk(row, "agent_id"), name, tuple(public), personality, tuple(private))
 
 
 def _combination(row: Row, places: Mapping[str, Environment], people: Mapping[str, Character]) -> Scenario:
@@ -212,7 +216,7 @@ def _combination(row: Row, places: Mapping[str, Environment], people: Mapping[st
     for name in names:
         if name not in people:
             raise DataError(f"character {name!r:.40} is not among the {len(people)} usable ones")
-    id = _text(row, "pk", needed=False) or content_id("sotopia", where, names)
+    id = _pk(row, "combo_id", needed=False) or content_id("sotopia", where, names)
     return _scenario(id, places[where], (people[names[0]], people[names[1]]))
 
 
@@ -259,6 +263,11 @@ def _rendered(text: str) -> tuple[str, tuple[str, str], str]:
 
     public = unmarked(text, shown)
     return public, (" ".join(hidden[0]), " ".join(hidden[1])), unmarked(text, lambda found: found[3])
+
+
+def _pk(row: Row, published: str, needed: bool = True) -> str:
+    """The key of a row, under either of its names."""
+    return _text(row, published if row.get("pk") is None and row.get(published) is not None else "pk", needed)
 
 
 def _text(row: Row, field: str, needed: bool = True) -> str:

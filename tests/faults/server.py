@@ -51,7 +51,7 @@ class Forks:
 
 def said(out: Path) -> str:
     """What the latest run in a folder printed; it stands outside of the disk that faults are done to."""
-    return _log(out).read_text()
+    return _log(out).read_text(errors="replace")
 
 
 def _log(out: Path) -> Path:
@@ -80,6 +80,8 @@ def _child(command: dict[str, Any]) -> int:
 
 def main() -> None:
     """Serve until the input ends."""
+    import sklearn.metrics  # noqa: F401 - so that forks find them
+
     from tests.faults import inject, runs  # noqa: F401 - so that forks find them
 
     for line in sys.stdin:

@@ -4,7 +4,11 @@
 
 Round after round a fresh log is grown. Faults are drawn for each turn, a third each: the model fails and the batch is
 lost, the judge cannot be read, the log's last line is torn as by a kill. After the first and the last the round goes on
-as a new process would: the log is opened again. It ends at so many turns, or minutes, whichever comes first.
+as a new process would: the log is opened again. It ends at so many turns, or minutes, whichever comes first. Every
+eighth round is followed by one without faults, whose pace is what the others are held against.
+
+It ends with 1, and says what `failed`, if a turn is not accounted for or a limit of `LIMITS` is passed; what a short
+soak, or a script that takes no time, does not show is named as `unjudged`.
 """
 
 from __future__ import annotations
@@ -36,6 +40,11 @@ from tests.faults.compare import repeated
 TREES, DEPTH, BATCH = 128, 8, 64
 PACE = 0.01  # seconds a turn: pocket's on one core of a small cloud machine
 SAMPLING = Sampling(temperature=0.9, max_new_tokens=32)
+CALM = 8  # rounds to one without faults
+ENOUGH = 8  # rounds from which a first and a last quarter can be told apart
+LIMITS = {"memory": 1.1, "handles": 1.0, "turns_per_second": 0.9, "against_fault_free": 0.9, "log_share": 0.01}
+"""The last quarter against the first: memory and handles at most, turns a second at least. These against rounds without
+faults, at least; the log's share of the time, at most."""
 
 
 class Injected(Exception):
@@ -159,30 +168,56 @@ def soak(model: Any, *, minutes: float, turns: int, faults: float, seed: int = 1
     """Talk until the turns or the minutes are over; figures as plain JSON.
 
     `memory`, `handles` and `turns_per_second` are medians of the first and of the last quarter of rounds; the very
-    first round, in which caches fill, counts to neither.
+    first round, in which caches fill, counts to neither. Rounds without faults count to `fault_free` only.
     """
-    run, rounds, start = Soak(model, faults, seed), list[tuple[float, float, float]](), time.monotonic()
+    run, calm, paces, seconds = Soak(model, faults, seed), Soak(model, 0.0, seed), list[float](), 0.0
+    rounds, start = list[tuple[float, float, float]](), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as where:
-        while run.found["turns"] < turns and time.monotonic() - start < 60 * minutes:
+        def one(who: Soak, number: int) -> float:
             path, began = Path(where) / "trees.jsonl", time.monotonic()
-            said = run.round(path, len(rounds))
+            pace = who.round(path, number) / (time.monotonic() - began)
             path.unlink()
             getattr(model, "calls", []).clear()  # a script remembers what it was asked
-            handles = len(list(Path("/proc/self/fd").iterdir()))
-            rounds.append((memory(), handles, said / (time.monotonic() - began)))
-    seconds, rounds = time.monotonic() - start, rounds[1:]
+            return pace
+
+        while run.found["turns"] < turns and time.monotonic() - start < 60 * minutes:
+            began = time.monotonic()
+            pace = one(run, len(rounds))
+            seconds += time.monotonic() - began
+            rounds.append((memory(), len(list(Path("/proc/self/fd").iterdir())), pace))
+            if len(rounds) % CALM == 0:
+                paces.append(one(calm, 10**6 + len(rounds)))
+    count, rounds = len(rounds), rounds[1:]
     quarter = max(1, len(rounds) // 4)
     medians = {name: [round(statistics.median(row[at] for row in part), 1)
                       for part in (rounds[:quarter], rounds[-quarter:])]
                for at, name in enumerate(("memory", "handles", "turns_per_second")) if rounds}
-    return {"model": model.name, "minutes": round(seconds / 60, 1), "rounds": len(rounds) + 1, **run.found, **medians,
-            "log_share": round(run.logging / seconds, 4),
+    free = {"fault_free": round(statistics.median(paces), 1), "against_fault_free":
+            round(statistics.median(pace for *_, pace in rounds) / statistics.median(paces), 3)} if paces else {}
+    return {"model": model.name, "minutes": round((time.monotonic() - start) / 60, 1), "rounds": count, **run.found,
+            **medians, **free, "log_share": round(run.logging / seconds, 4),
             "log_cpu_ms_a_turn": round(1000 * run.logging_cpu / run.found["turns"], 3),
             "reopening_share": round(run.reopening / seconds, 4)}
 
 
+def judged(told: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What of a soak's figures fails, and what they are too few to judge."""
+    failed = [name for name in ("trees short for no reason", "turns unaccounted", "turns repeated") if told.get(name)]
+    unjudged = []
+    for name, limit in LIMITS.items():
+        paced = told["model"] != "instant" or name in ("memory", "handles")
+        if not paced or name not in told or told["rounds"] < ENOUGH:
+            unjudged.append(name)
+            continue
+        found = told[name]
+        value = found if isinstance(found, float) else found[1] / found[0]
+        if value < limit if name in ("turns_per_second", "against_fault_free") else value > limit:
+            failed.append(name)
+    return failed, unjudged
+
+
 def main() -> int:
-    """Print the figures; 1 if a turn is not accounted for."""
+    """Print the figures; 1 if a turn is not accounted for, or a limit is passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--turns", type=int, default=50_000)
@@ -195,8 +230,9 @@ def main() -> int:
     scripts = {"paced": paced, "instant": said}
     model = ScriptedModel(scripts[given.model], given.model) if given.model in scripts else load_model(given.model)
     told = soak(model, minutes=given.minutes, turns=given.turns, faults=given.faults)
-    print(json.dumps(told, indent=1))
-    return int(told["trees short for no reason"] + told["turns unaccounted"] + told["turns repeated"] > 0)
+    failed, unjudged = judged(told)
+    print(json.dumps({**told, "failed": failed, "unjudged": unjudged}, indent=1))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import signal
+import time
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -22,6 +25,7 @@ from dialoom.select import Pair
 from dialoom.train import checkpoint
 from dialoom.train.config import TrainConfig
 from dialoom.train.dpo import dpo
+from tests.faults.bomb import Bomb
 from tests.tiny import tiny_model
 
 CHAT = [{"role": "user", "content": "Which river?"}]
@@ -48,6 +52,46 @@ def test_a_disk_that_really_is_full_is_one_line_for_checkpoints_and_models(tmp_p
         with pytest.raises(StoreError, match="the model cannot be written"):
             tiny_model().save(tmp_path / "model")
     assert checkpoint.steps(tmp_path) == [1] and not list(tmp_path.glob(".*"))
+
+
+def killed_while_saving(root, step, tensors, bomb, patience=None):
+    """Save in a process that dies at the bomb's event, or is killed after so many seconds; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        bomb.plant()
+        checkpoint.save(root, step, tensors, tensors, {"step": step})
+        os._exit(0)
+    if patience is not None:
+        time.sleep(patience)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_twenty_kills_while_a_checkpoint_is_saved_always_leave_a_whole_one(tmp_path):
+    """Odd ones at one event of saving after the other, even ones from outside at any time."""
+    rng, kills, tries, seconds = random.Random(1), 0, 0, 0.0
+    saved = {step: {"a": torch.full((100_000,), float(step))} for step in range(1, 120)}
+    good = []
+    while kills < 20 and tries < 100:
+        while len(good) < 2:
+            good.append(max(good, default=0) + 1)
+            begun = time.monotonic()
+            checkpoint.save(tmp_path, good[-1], saved[good[-1]], saved[good[-1]], {"step": good[-1]})
+            seconds = time.monotonic() - begun
+        tries += 1
+        step = good[-1] + tries % 3 // 2  # in two of three the newest once more, as after damage to it
+        bomb, patience = (Bomb(tries // 2 % 14), None) if tries % 2 else (Bomb(), rng.uniform(0, seconds))
+        kills += killed_while_saving(tmp_path, step, saved[step], bomb, patience)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one that is half removed is named
+            found = checkpoint.load_newest(tmp_path)
+        assert found is not None and found.step in {*good, step} and found.state == {"step": found.step}
+        for tensors in (found.weights, found.optimizer):
+            assert torch.equal(tensors["a"], saved[found.step]["a"])
+        good = [one for one in checkpoint.steps(tmp_path) if checkpoint.load(tmp_path, one) is not None][-2:]
+        checkpoint.prune(tmp_path, good)
+        assert not list(tmp_path.glob(".*")) and checkpoint.steps(tmp_path) == good
+    assert kills == 20
 
 
 def writing():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from dialoom.recipes.run import RunFolder
 from dialoom.store import SYNC_RECORDS, TreeLog, read_trees
 from tests.faults.compare import contents, difference
 from tests.faults.runs import personas_config
+from tests.faults.server import Forks
 
 QUICK = ("ditto", "personas")
 ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("pbt", "aloe", "ideas"))]
@@ -54,17 +58,22 @@ def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_once_there_is_room
         shutil.rmtree(disk / "run")
 
 
-def test_a_read_only_disk_is_refused_before_any_model_is_asked(forks, whole, small_disk):
-    disk = small_disk("size=8m")
+def test_a_read_only_disk_is_refused_before_any_model_is_asked(forks, whole, small_disk, tmp_path):
+    disk, asked = small_disk("size=8m"), tmp_path / "asked"
     shutil.copytree(whole("personas"), disk / "run")
     (disk / "run" / "stages" / "profiles.json").unlink()
+    (disk / "run" / "growth.jsonl").unlink()
+    shutil.copytree(disk / "run", tmp_path / "control")
     before = contents(disk / "run")
     small_disk("ro")
-    with pytest.raises(StoreError, match="Read-only file system"):
-        RunFolder(disk / "run", "personas", personas_config(), log=lambda line: None)
+    for folder in ("run", "new"):
+        status, said = forks.run("personas", disk / folder, f"counted:{asked}")
+        assert status == 2 and "Read-only file system" in said and "Traceback" not in said, said
     with pytest.raises(StoreError, match="choose another folder"):
         TreeLog(disk / "new" / "trees.jsonl")
-    assert contents(disk / "run") == before
+    assert contents(disk / "run") == before and not asked.exists()
+    forks.run("personas", tmp_path / "control", f"counted:{asked}")
+    assert asked.stat().st_size > 0  # there was something left to ask, had the disk let it
 
 
 def test_a_folder_without_permission_is_refused_before_any_model_is_asked(forks, tmp_path):
@@ -147,6 +156,7 @@ def test_garbage_in_the_middle_of_a_log_is_set_aside_and_costs_nothing(forks, wh
     assert same(whole("ditto"), out)
 
 
+DOUBLES = ("checkpoint.json", "learned.json")  # written by the doubles of training and models, not by Dialoom
 DAMAGES = {"empty": lambda data: b"", "half": lambda data: data[:len(data) // 2],
            "garbage": lambda data: b"\x93\x00 not this", "other": lambda data: b'{"a": [1]}\n'}
 
@@ -158,8 +168,7 @@ def test_a_damaged_file_of_a_run_is_told_or_made_again_and_never_a_traceback(nam
     A file that nothing reads any more may stay as it is: then it alone differs.
     """
     rng, wrong = random.Random(name), []
-    doubles = ("checkpoint.json", "learned.json")  # written by the doubles of training and models, not by Dialoom
-    files = [path for path in contents(whole(name)) if not path.endswith(doubles)] + ["env.json"]
+    files = [path for path in contents(whole(name)) if not path.endswith(DOUBLES)] + ["env.json"]
     order = sorted((whole(name) / "stages").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     for file in rng.sample(files, min(len(files), 6 if name in QUICK else 14)):
         damage = rng.choice(sorted(DAMAGES))
@@ -178,6 +187,63 @@ def test_a_damaged_file_of_a_run_is_told_or_made_again_and_never_a_traceback(nam
         if status not in (0, 2) or "Traceback" in said or named not in said:
             wrong.append((file, damage, status, said[-700:], told))
     assert not wrong, wrong
+
+
+def undone(whole: Path, out: Path, share: float) -> Path:
+    """A copy of a run whose stages, but for the first share of them, are to be done again over what they wrote."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(whole, out)
+    order = sorted((whole / "stages").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for marker in order[int(len(order) * share):]:
+        (out / "stages" / marker.name).unlink()
+    return out
+
+
+def opened(name: str, forks: Forks, whole: Path, out: Path, share: float) -> set[str]:
+    """The files of a run that it opens when it does stages again; no other one can change anything."""
+    log = out.parent / f"opened-{share}"
+    assert forks.run(name, undone(whole, out, share), "small", f"opened:{log}")[0] == 0
+    inside = [Path(line) for line in log.read_text().splitlines() if line.startswith(f"{out}/")]
+    return {str(path.relative_to(out)) for path in inside} & {*contents(whole), "env.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["ditto", "personas", "pbt", "aloe", "ideas"])
+def test_every_file_that_a_run_opens_damaged_in_every_way_is_told_or_made_again(name, forks, tmp_path):
+    """As above, with every file and every damage: the last stages are done again, and all where only that opens it."""
+    whole, out = tmp_path / "whole" / name, tmp_path / "run" / name
+    assert forks.run(name, whole, "small")[0] == 0
+    late = opened(name, forks, whole, out, 0.5)
+    cases = [(file, 0.5) for file in sorted(late)]
+    cases += [(file, 0.0) for file in sorted(opened(name, forks, whole, out, 0.0) - late)]
+    wrong, count = [], 0
+    for file, share in cases:
+        for damage, damaged in {**DAMAGES, "list": lambda data: b"[]\n"}.items():
+            undone(whole, out, share)
+            if file.endswith(DOUBLES) or not (out / file).exists():
+                continue
+            (out / file).write_bytes(damaged((whole / file).read_bytes()))
+            status, said = forks.run(name, out, "small")
+            told = difference(whole, out) if status == 0 else None
+            named = (str(out) if file in ("config.yaml", "env.json") else Path(file).name) in said
+            count += 1
+            if "Traceback" in said or status not in (0, 2) or not (
+                    named or (told is not None and set(told.files) <= {file, f"{file}.bad"})):
+                wrong.append((file, damage, share, status, said[-500:], told))
+    assert not wrong, wrong
+    assert count >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_damaged_file_of_a_real_run_is_told_or_made_again():
+    done = subprocess.run([sys.executable, "-m", "tests.faults.damages"], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    found = json.loads(done.stdout)["runs"]
+    assert set(found) == {"ditto", "ideas", "dat"}
+    assert all(sum(told.values()) >= 15 and told["refused"] for told in found.values()), found
 
 
 def test_a_draft_that_a_kill_left_is_removed_and_another_run_s_is_not(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .loaders import CAST, COMBOS, TALK, TOLD, TRIVIA, lines
+from .kept import TOLD_PAIRS
+from .loaders import ARROW, CAST, COMBOS, TALK, TOLD, TRIVIA, lines
 from .logs import BARE, LOG, RUN, SHARD
 from .mutants import PART
 
@@ -20,8 +21,9 @@ def _escaped(**row: object) -> bytes:
 
 
 def _run(**parts: bytes) -> bytes:
-    """A run folder with some files of its eight changed."""
-    names = ("config", "env", "trees", "pairs", "metrics", "results", "notes", "dropped")
+    """A run folder with some of its files changed."""
+    names = ("config", "env", "trees", "pairs", "metrics", "results", "notes", "dropped", "stage", "usage", "funnel",
+             "eval", "arm")
     return PART.join(parts.get(name, good) for name, good in zip(names, RUN_PARTS, strict=True))
 
 
@@ -88,6 +90,15 @@ FOUND: list[tuple[str, bytes]] = [
     ("run-folder", _run(results=b'["x"]')),
     ("run-folder", _run(config=b" e\x8b")),
     ("run-folder", _run(trees=LOG + b"x")),
+    # what runs keep: pairs that name no speaker, thresholds that are no numbers, a data set that its log has not
+    ("trained", PART.join((b"seed: 1", b'{"recipe": "pbt"}', b"[]", TOLD_PAIRS.replace(b"speaker", b"x")))),
+    ("thresholds", b'{"profile": {"embedding": "ngrams", "value": "0.5"}}'),
+    ("trained", PART.join((b"seed: 1", b'{"recipe": "ideas"}', b"[]", b"", LOG, b'{"stage": "deduce", "value": {}}'))),
+    # tables whose offsets lead out of them, or whose columns' names are no UTF-8
+    ("tables", ARROW.replace(b"rejected", b"reject\xd3d")),
+    ("tables", ARROW.replace(b"\x00\x01\x00\x00\x00\x02\x00", b"\x00\x01\x00\x00\x80\x02\x00")),
+    # names that no file can have
+    ("model-folder", b"run:" + b"x" * 5000),
     # one good row, so that nothing here is refused for want of it
     ("trivia-jsonl", lines(TRIVIA)),
 ]

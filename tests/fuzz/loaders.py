@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -13,7 +15,9 @@ from dialoom.dialogue import Dialogue, Scenario
 from dialoom.errors import DataError, DialoomError
 from dialoom.recipes.aloe_data import read_conversations
 from dialoom.recipes.ideas_strategies import read_records
-from dialoom.scenarios import demonstrations, personas, sharegpt, sotopia, triviaqa
+from dialoom.recipes.pbt_pairs import read_pairs
+from dialoom.scenarios import demonstrations, harmbench, personas, sharegpt, sotopia, triviaqa
+from dialoom.scenarios.files import rows_of
 from dialoom.select import Pair
 from dialoom.store import read_rows
 
@@ -147,6 +151,58 @@ def _demonstrations(found: Sequence[demonstrations.Demonstration]) -> None:
         _scenarios([one.scenario])
 
 
+def _kinds(found: Sequence[Pair]) -> None:
+    assert len({one.id for one in found}) == len(found)
+    for one in found:
+        assert one.kind in ("accept", "resist") and one.chosen.strip() and one.rejected.strip()
+        assert one.prompt[-1]["role"] == "user"
+        writable([one.prompt, one.chosen, one.rejected])
+
+
+def _behaviours(found: Sequence[Scenario]) -> None:
+    assert len({one.id for one in found}) == len(found)
+    for one in found:
+        assert one.facts["behaviour"].strip() and str(one.facts["behaviour"]) in one.briefs["attacker"]
+        assert not one.briefs["defender"]
+        writable([one.id, dict(one.briefs), dict(one.facts)])
+
+
+def _packed(data: bytes) -> None:
+    """Packed with gzip a file reads as it does plain, after a "z"; after another byte the packing itself is damaged."""
+    path = write("packed.jsonl", gzip.compress(data[1:], 1) if data[:1] == b"z" else data[1:])
+    found = refused(lambda: sharegpt.read_dialogues(path), DataError)
+    assert not isinstance(found, DialoomError) or str(path) in str(found)
+    if data[:1] == b"z":
+        path.write_bytes(data[1:])
+        plain = refused(lambda: sharegpt.read_dialogues(path), DataError)
+        assert repr(found) == repr(plain) or data[1:3] == b"\x1f\x8b"
+
+
+def _tables(data: bytes) -> None:
+    """A table as pyarrow writes it: rows of JSON's kinds, or the file by name."""
+    path = write("table.parquet" if data[:1] == b"p" else "table.arrow", data[1:])
+    told: list[str] = []
+    rows = refused(lambda: list(rows_of(path, lambda *_: None)), DataError)
+    assert not isinstance(rows, DialoomError) or str(path) in str(rows)
+    pairs = refused(lambda: read_pairs(path, log=told.append), DataError)
+    if not isinstance(pairs, DialoomError):
+        _kinds(pairs)
+
+
+def _table(suffix: str) -> bytes:
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    out, table = io.BytesIO(), pyarrow.Table.from_pylist([{**PAIR, "chosen": "b", "id": str(at)} for at in range(3)])
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, out)
+    else:
+        with pyarrow.ipc.new_stream(out, table.schema) as stream:
+            stream.write_table(table)
+    return suffix[:1].encode() + out.getvalue()
+
+
 TRIVIA = {
     "question": "What is the capital of Peru?",
     "question_id": "q1",
@@ -210,6 +266,7 @@ CAST = [
 ]
 COMBOS = [{"pk": "c1", "env_id": "e1", "agent_ids": ["a", "b"]}]
 
+ARROW = _table("arrow")
 OWN = ("records", "pairs")
 """Files that a run writes itself and that may be empty; their text is escaped where UTF-8 has no letters for it."""
 
@@ -358,4 +415,25 @@ TARGETS = [
             for kind in (b"c", b"r", b"t")
         ),
     ),
+    _file(
+        "pbt-pairs",
+        lambda path, tell: read_pairs(path, log=tell),
+        _kinds,
+        lines(PAIR, {**PAIR, "id": "y", "kind": "resist"}),
+        lines({"chosen": [*PAIR["prompt"], *PAIR["chosen"]], "type": "agree",
+               "rejected": [*PAIR["prompt"], {"role": "assistant", "content": "c"}]}),
+        json.dumps([{"prompt": "<|user|>Why?<|end|><|assistant|>", "chosen": "b<|end|>", "rejected": "c",
+                     "code": "flip_correct_to_incorrect", "pref_score": 1, "question": "Why?"}]).encode(),
+    ),
+    _file(
+        "behaviours",
+        lambda path, tell: harmbench.read_behaviours(path, tell=tell),
+        _behaviours,
+        b"Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+        b'"Say a bad word, twice",standard,words,,,b1\nName a secret,contextual,,,"The secret:\nx",b2\n'
+        b"Hum,standard,,,,b3\n",
+        suffix=".csv",
+    ),
+    Target("gzip", _packed, (b"z" + lines(TALK, CHAT), b"g" + gzip.compress(lines(TALK, CHAT), 1))),
+    Target("tables", _tables, (_table("parquet"), ARROW)),
 ]

@@ -113,6 +113,11 @@ FOLDER = (
     "results.json",
     "notes.json",
     "dropped.json",
+    "stages/pairs.json",
+    "usage.json",
+    "funnel.json",
+    "evals/flipflop.jsonl",
+    "arms/plain/trees.jsonl",
 )
 
 
@@ -121,6 +126,7 @@ def _folder(data: bytes) -> None:
     folder = empty("pbt-run")
     for name, part in zip(FOLDER, data.split(PART), strict=False):
         if part:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(part)
     refused(lambda: write_report(folder))
     refused(lambda: show_run(folder, limit=0, console=Console(file=io.StringIO())))
@@ -182,6 +188,13 @@ RUN = PART.join(
         json.dumps([ROW, {**ROW, "seed": None}], indent=1).encode(),
         b'["a note"]',
         b'{"too long": 2}',
+        b'{"stage": "pairs", "finished": "2026-11-21T12:00:00", "seconds": 1.5, "value": {"pairs": 2}}',
+        json.dumps({"rows": [{"role": "judge", "model": "m", "answers": 2, "read": 9, "written": 3, "dollars": None}],
+                    "tokens": 12, "dollars": None, "tried_again": {}}).encode(),
+        b'{"ideas": {"counts": {"asked": 9, "kept": 4}, "reasons": {"too long": 1}, "post": {}}}',
+        json.dumps({"scenario": "s", "opening": "Hello", "turns": [{"speaker": "user", "text": "Hi.", "score": 1}]}
+                   ).encode() + b"\n",
+        LOG,
     )
 )
 SHARD = PART.join(

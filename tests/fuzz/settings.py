@@ -59,7 +59,7 @@ def _home() -> None:
     home = folder() / "home"
     home.mkdir()
     for name, part in zip(FOLDER, RUN.split(PART), strict=True):
-        (home / "run").mkdir(exist_ok=True)
+        (home / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (home / "run" / name).write_bytes(part)
     for name, content in (
         ("trees.jsonl", LOG),

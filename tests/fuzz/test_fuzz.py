@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import time
@@ -223,6 +224,7 @@ def test_a_damaged_log_loses_only_what_hangs_on_the_damage(at, piece, gone):
 
 
 BIG = 200_000
+HEAD = b"Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
 LARGE = {
     "dialogues": (b"[" + b'{"a":' * (BIG // 5), b'[{"' * (BIG // 3), b'[{"conversations":[' * (BIG // 19)),
     "openings": (b"\n" * BIG + lines(TALK), b'{"conversations":' + b" " * BIG),
@@ -269,6 +271,12 @@ LARGE = {
     ),
     "replies": (b"[" + b'"a",' * (BIG // 4), b"1. a b.\n" * (BIG // 8), b"{" * BIG, b"A. " * (BIG // 3),
                 b"[" + b"1, " * (BIG // 3), b"Mr. A " * (BIG // 6), b"\n" * BIG),
+    "behaviours": (HEAD + b'"x\n' * (BIG // 3), HEAD + b'"\n' * (BIG // 2), HEAD + b"\n" * BIG, HEAD + b"," * BIG),
+    "gzip": (b"g" + gzip.compress(b"[" * 50 * BIG), b"g" + gzip.compress(b'{"a":1}\n' * BIG)),
+    "answer-file": (b"r" + b"x\n" * (BIG // 2),),
+    "clustered": (b'{"high":["a"],"parent":{' + b",".join(b'"s%d":"a"' % at for at in range(BIG // 12)) + b"}}",),
+    "followed-log": (b"\x1e".join([LOG] * (BIG // len(LOG))),),
+    "audit": (b"l" + LOG * (BIG // len(LOG)), b"t" + b'{"prompt":"a","completion":"b"}\n' * (BIG // 100)),
     "endpoint": (b"2" + b"[" * BIG, b"2" + b'{"choices":' * (BIG // 11), b"4" + b"sk-" * (BIG // 3)),
 }
 

@@ -7,6 +7,8 @@ import { number } from "./plots.jsx";
 import { Marked, excerpt } from "./text.jsx";
 import { InFull, Private, Tree } from "./tree.jsx";
 
+const MOST_CHOICES = 200;   // of more briefs or strategies than that one types a part
+
 const set = (name) => (event) => { filters.value = { ...filters.value, [name]: event.currentTarget.value }; };
 const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
@@ -59,20 +61,21 @@ function Pane({ tree, chosen, words, hits, onLeave, onStep }) {
       <p class="soft small">{two && <b class={`letter ${tree.run.letter}`}>{tree.run.letter}</b>} {[two && tree.run.name, tree.part !== "trees" && tree.part, tree.scenario, plural(tree.turns.length, "turn"), tree.pairs.length && plural(tree.pairs.length, "pair")].filter(Boolean).join(" · ")}</p>
       <h2 class="opening" dir="auto">{tree.opening ? <Marked text={tree.opening} words={words} /> : <span class="soft">(no opening: the first turn begins)</span>}</h2>
       {tree.dropped.map((reason) => <p key={reason} class="note">The whole dialogue was dropped: {reason}</p>)}
-      <Private tree={tree} />
+      <Private tree={tree} words={words} />
       {turn && <details class="fold"><summary>The chosen turn in full</summary><InFull turn={turn} /></details>}
       <Tree tree={tree} chosen={chosen} words={words} hits={hits} onChoose={goToTurn} onLeave={onLeave} onStep={onStep} label={`turns of the dialogue${two ? ` in run ${tree.run.letter}` : ""}`} />
     </section>
   );
 }
 
-function TreeRow({ tree, hits, words }) {
+function TreeRow({ tree, hits, hidden, words }) {
   const head = tree.opening || tree.turns[0]?.text || tree.id;
   return (
     <>
       <span class="one" dir="auto">{two && <b class={`letter ${tree.run.letter}`}>{tree.run.letter}</b>}<Marked text={hits.length && words.length ? excerpt(hits[0].text, words) : excerpt(head, [])} words={words} /></span>
       <span class="two">
         {hits.length > 0 && <span class="chip hit">{plural(hits.length, "hit")}</span>}
+        {hidden && <span class="chip hit">in the private part</span>}
         {tree.part !== "trees" && <span class="chip">{tree.part}</span>}
         {tree.kinds.map((kind) => <span key={kind} class="chip chosen">{kind}</span>)}
         <span>{plural(tree.turns.length, "turn")}</span>{tree.roots.length > 0 && <span dir="auto">{tree.roots[0].speaker} opens</span>}
@@ -132,7 +135,9 @@ function Filters() {
             <Choice label="Turns by score" name="sort"><option value="">as they come</option><option value="down">highest first</option><option value="up">lowest first</option></Choice>
           </>}
           {dropped.size > 0 && <Choice label="Dropped" name="dropped"><option value="">kept or dropped</option><option value="kept">kept</option><option value="*">dropped</option>{[...dropped].map(([name, count]) => <option key={name} value={`=${name}`}>{name} ({number(count)})</option>)}</Choice>}
-          {notes.size > 0 && notes.size <= 200 && <Choice label="Brief or strategy" name="note"><option value="">any</option>{[...notes].map(([name, count]) => <option key={name} value={name}>{name} ({number(count)})</option>)}</Choice>}
+          {notes.size > 0 && notes.size <= MOST_CHOICES && <Choice label="Brief or strategy" name="note"><option value="">any</option>{[...notes].map(([name, count]) => <option key={name} value={name}>{name} ({number(count)})</option>)}</Choice>}
+          {notes.size > MOST_CHOICES && <label><span>Brief or strategy</span> <input class="wide" type="search" list="noted" value={state.note} placeholder={`part of one of ${number(notes.size)}`} onInput={set("note")} />
+            <datalist id="noted">{[...notes].sort(([, one], [, other]) => other - one).slice(0, MOST_CHOICES).map(([name]) => <option key={name} value={name} />)}</datalist></label>}
           {used > 0 && <button type="button" onClick={() => { filters.value = { ...EMPTY, q: state.q }; }}>Clear filters</button>}
         </div>
       </details>

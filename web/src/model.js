@@ -1,6 +1,7 @@
 // Which dialogues and turns are shown: filters, search, and what there is to filter by. No drawing here.
 import { computed, signal } from "@preact/signals";
 import { about, everyTree, runs, two } from "./data.js";
+import { plain } from "./text.jsx";
 
 export const EMPTY = { q: "", run: "", part: "", speaker: "", score: "", min: "", max: "", pair: "", side: "",
   dropped: "", note: "", sort: "" };
@@ -42,6 +43,7 @@ export function terms(query) {
 const lowerOf = (turn) => turn.lower ??= [turn.text, turn.notes.strategy, turn.notes.brief, turn.notes.answer]
   .filter(Boolean).join("\n").toLowerCase();
 const headOf = (tree) => tree.lower ??= [tree.opening, tree.id, tree.scenario].join("\n").toLowerCase();
+const privateOf = (tree) => tree.hidden ??= plain({ ...tree.briefs, ...tree.facts }).toLowerCase();
 const has = (text, words) => words.every((word) => text.includes(word));
 
 /** A test for turns apart from the search, null where every turn passes. */
@@ -59,7 +61,11 @@ function turnTest(set) {
   if (set.dropped === "kept") tests.push((turn) => !turn.dropped.length);
   else if (set.dropped === "*") tests.push((turn) => turn.dropped.length);
   else if (set.dropped) tests.push((turn) => turn.dropped.includes(set.dropped.slice(1)));
-  if (set.note) tests.push((turn) => NOTED.some((name) => `${name}: ${turn.notes[name]}` === set.note));
+  if (set.note) {
+    const said = set.note.toLowerCase(), whole = facets.value.notes.has(set.note);   // a value, or a part of one
+    tests.push(({ notes }) => NOTED.some((name) => notes[name] && (whole ? `${name}: ${notes[name]}` === set.note
+      : `${name}: ${notes[name]}`.toLowerCase().includes(said))));
+  }
   return tests.length ? (turn) => tests.every((test) => test(turn)) : null;
 }
 
@@ -72,7 +78,10 @@ function ordered(trees) {
 
 const sorted = computed(() => ordered(everyTree.value));
 
-/** What passes: `trees` of {tree, hits} and `turns`; `searching` says whether single turns were looked for. */
+/**
+ * What passes: `trees` of {tree, hits, hidden} and `turns`; `searching` says whether single turns were looked for, and
+ * `hidden` that the words stand only in what judges and speakers know.
+ */
 export const found = computed(() => {
   const set = filters.value;
   const words = terms(set.q), test = turnTest(set);
@@ -81,7 +90,7 @@ export const found = computed(() => {
   for (const tree of sorted.value) {
     if ((set.part && tree.part !== set.part) || (set.run && tree.run.letter !== set.run)) continue;
     if (!searching) {
-      trees.push({ tree, hits: [] });
+      trees.push({ tree, hits: [], hidden: false });
       for (const turn of tree.turns) turns.push(turn);
       continue;
     }
@@ -94,7 +103,9 @@ export const found = computed(() => {
     }
     const dropped = !words.length && (set.dropped === "*" ? tree.dropped.length
       : set.dropped && tree.dropped.includes(set.dropped.slice(1)));
-    if (hits.length || dropped || (words.length && passed && has(headOf(tree), words))) trees.push({ tree, hits });
+    const inHead = words.length > 0 && passed && has(headOf(tree), words);
+    const hidden = words.length > 0 && passed && !hits.length && !inHead && has(privateOf(tree), words);
+    if (hits.length || dropped || inHead || hidden) trees.push({ tree, hits, hidden });
     for (const turn of hits) turns.push(turn);
   }
   if (set.score && set.sort) {
@@ -130,7 +141,7 @@ export function counterpart(tree) {
 /** {page, run, key, turn}: what is looked at; the address after # says the same, so that it can be passed on. */
 export const place = signal({ page: "overview", run: 0, key: null, turn: null });
 
-const plain = (part) => {
+const decoded = (part) => {
   try {
     return decodeURIComponent(part);
   } catch {
@@ -139,7 +150,7 @@ const plain = (part) => {
 };
 
 export function readAddress() {
-  const [page, run, part, tree, turn] = location.hash.slice(1).split("/").map(plain);
+  const [page, run, part, tree, turn] = location.hash.slice(1).split("/").map(decoded);
   place.value = {
     page: ["overview", "dialogues", "settings"].includes(page) ? page : "overview",
     run: Math.min(about.runs.length - 1, Number(run) || 0),

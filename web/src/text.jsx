@@ -1,5 +1,10 @@
 // Text with what was searched for marked in it. Text is only ever written as text.
 
+/** A JSON value in words. */
+export const plain = (value) => (Array.isArray(value) ? value.map(plain).join(" · ")
+  : value && typeof value === "object" ? Object.entries(value).map(([name, one]) => `${name}: ${plain(one)}`).join(", ")
+    : String(value));
+
 /** The pieces of a text: [[piece, whether it is one of the words]]. */
 export function pieces(text, words) {
   const lower = text.toLowerCase();

@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { colorOf } from "./model.js";
 import { Columns, number } from "./plots.jsx";
-import { Marked } from "./text.jsx";
+import { Marked, plain } from "./text.jsx";
 
 const ALL_OPEN = 200;    // trees of more turns begin with only the way to their pairs open
 const AT_ONCE = 300;     // turns drawn; the rest on demand
@@ -153,6 +153,14 @@ function Item({ row: { turn, level, forks, at, of }, closed, current, words, hit
   );
 }
 
+/** What a screen reader hears of an action: how many numbers, and those that stand out. */
+function actionInWords(action) {
+  const sized = action.map((value, at) => [value, at + 1]).sort(([one], [other]) => Math.abs(other) - Math.abs(one));
+  const most = Math.abs(sized[0]?.[0] ?? 0);
+  const led = sized.filter(([value], place) => place < 3 && most > 0 && Math.abs(value) >= most / 2);
+  return `action of ${action.length} numbers${led.length ? `, largest ${led.map(([value, at]) => `number ${at}: ${number(value)}`).join(", ")}` : ""}`;
+}
+
 function Facts({ turn, closed }) {
   const verdict = verdictOf(turn);
   const scores = Object.entries(turn.scores).filter(([name]) => name !== "correct");
@@ -163,7 +171,7 @@ function Facts({ turn, closed }) {
       {answer !== undefined ? <span class={verdict}>answer <bdi>{answer || "none found"}</bdi>{verdict && ` – ${verdict}`}</span>
         : verdict && <span class={verdict}>{verdict}</span>}
       {scores.map(([name, score]) => <span key={name}>{name} {number(score)}</span>)}
-      {Array.isArray(action) && action.every((one) => typeof one === "number") && <Columns values={action} title={`action of ${action.length} numbers`} />}
+      {Array.isArray(action) && action.every((one) => typeof one === "number") && <Columns values={action} title={actionInWords(action)} />}
       {closed && turn.below > 0 && <span>{turn.below} {turn.below > 1 ? "turns" : "turn"} below</span>}
     </span>
   );
@@ -204,9 +212,14 @@ function Shape({ rows, onChoose, current }) {
   );
 }
 
-const plain = (value) => (Array.isArray(value) ? value.map(plain).join(" · ")
-  : value && typeof value === "object" ? Object.entries(value).map(([name, one]) => `${name}: ${plain(one)}`).join(", ")
-    : String(value));
+/** What a private brief says, where the run wrote it down; one may mean something else in one log only. */
+function briefOf({ notes, tree }) {
+  const texts = tree.run.overview.value?.briefs ?? {};
+  return texts[`${tree.part}/${notes.brief}`] ?? texts[notes.brief];
+}
+
+const PrivateBrief = ({ name, text }) => (text === undefined ? name
+  : <details class="fold brief"><summary>{name}</summary><p class="pre" dir="auto">{text || "(no system message)"}</p></details>);
 
 /** Everything that is known of one turn. */
 export function InFull({ turn }) {
@@ -216,7 +229,7 @@ export function InFull({ turn }) {
     <div class="full">
       <dl>
         {turn.notes.model && <><dt>said by the model</dt><dd dir="auto">{turn.notes.model}</dd></>}
-        {turn.notes.brief && <><dt>under the private brief</dt><dd dir="auto">{turn.notes.brief}</dd></>}
+        {turn.notes.brief && <><dt>under the private brief</dt><dd dir="auto"><PrivateBrief name={turn.notes.brief} text={briefOf(turn)} /></dd></>}
         {turn.notes.strategy && <><dt>by the strategy</dt><dd dir="auto">{turn.notes.strategy}</dd></>}
         {Array.isArray(turn.notes.action) && <><dt>action</dt><dd class="long">{turn.notes.action.map((one) => (typeof one === "number" ? number(one) : String(one))).join(", ")}</dd></>}
         {notes.map(([name, value]) => [<dt key={name}>{name}</dt>, <dd key={`${name} value`} dir="auto">{plain(value)}</dd>])}
@@ -229,14 +242,14 @@ export function InFull({ turn }) {
 }
 
 /** What only judges and speakers know of a scene; shown on demand. */
-export function Private({ tree }) {
+export function Private({ tree, words }) {
   const facts = Object.entries(tree.facts), briefs = Object.entries(tree.briefs);
   if (!facts.length && !briefs.length) return null;
   return (
     <details class="fold"><summary>Private: what only judges and speakers know</summary>
       <dl>
-        {briefs.map(([name, brief]) => [<dt key={name}>brief of {name}</dt>, <dd key={`${name} text`} class="pre" dir="auto">{brief}</dd>])}
-        {facts.map(([name, fact]) => [<dt key={`fact ${name}`}>{name}</dt>, <dd key={`fact ${name} text`} class="pre" dir="auto">{plain(fact)}</dd>])}
+        {briefs.map(([name, brief]) => [<dt key={name}>brief of {name}</dt>, <dd key={`${name} text`} class="pre" dir="auto"><Marked text={brief} words={words} /></dd>])}
+        {facts.map(([name, fact]) => [<dt key={`fact ${name}`}>{name}</dt>, <dd key={`fact ${name} text`} class="pre" dir="auto"><Marked text={plain(fact)} words={words} /></dd>])}
       </dl>
     </details>
   );
