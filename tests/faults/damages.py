@@ -90,7 +90,7 @@ def main() -> int:
     """Print what came of it; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=["ditto", "ideas", "dat"])
-    parser.add_argument("--most", type=int, default=25, help="files of each recipe")
+    parser.add_argument("--most", type=int, default=20, help="files of each recipe")
     given = parser.parse_args()
     runs.warm_up()
     found, wrong = {}, []
