@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -84,6 +85,7 @@ def main() -> None:
 
     from tests.faults import inject, runs  # noqa: F401 - so that forks find them
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background is born deaf to it
     for line in sys.stdin:
         command = json.loads(line)
         if "wait" in command:
