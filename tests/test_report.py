@@ -417,6 +417,19 @@ def test_broken_file_is_named(tmp_path: Path, name: str, content: str, told: str
     assert told in str(wrong.value)
 
 
+def test_what_endpoints_cost_left_out_and_noted_stands_on_the_page(tmp_path: Path) -> None:
+    row = {"role": "partner", "model": "theirs", "answers": 1200, "read": 5, "written": 6, "dollars": 0.5}
+    (tmp_path / "usage.json").write_text(json.dumps({"rows": [row], "left_out": {"content filter": 3},
+                                                     "notes": ["theirs refuses seed"]}))
+    assert read(tmp_path)[1].about["runs"][0]["notes"] == [
+        "Endpoints: partner: theirs, 1,200 answers, 5 tokens read, 6 written, 0.5000 dollars",
+        "Endpoints: left out, since nothing came that could be used: 3 x content filter",
+        "Endpoints: theirs refuses seed"]
+    (tmp_path / "usage.json").write_text('{"left_out": [1]}')
+    with pytest.raises(DataError, match=r"usage\.json: expected rows"):
+        write_report(tmp_path)
+
+
 def test_damaged_log_leads_the_page(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     log = folder / "trees.jsonl"

@@ -160,13 +160,17 @@ def _stages(folder: Path) -> list[Row]:
 
 
 def _usage(folder: Path) -> list[str]:
-    """What endpoints were asked and what it cost, a line for each role."""
-    rows = _json(folder / "usage.json", dict).get("rows", [])
+    """What endpoints were asked and what it cost, a line for each role; what they left unanswered; what was noted."""
+    held = _json(folder / "usage.json", dict)
     try:
-        return [f"Endpoints: {row_line(row)}" for row in rows]
-    except (TypeError, KeyError, ValueError):
-        raise DataError(f"{folder / 'usage.json'}: expected rows of role, model and tokens, found "
-                        f"{rows!r:.200}") from None
+        lines = [*map(row_line, held.get("rows", [])),
+                 *(f"left out, since nothing came that could be used: {int(count):,} x {why}"
+                   for why, count in held.get("left_out", {}).items()),
+                 *map(str, held.get("notes", []))]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise DataError(f"{folder / 'usage.json'}: expected rows of role, model and tokens, and what was left out, "
+                        f"found {held!r:.200}") from None
+    return [f"Endpoints: {line}" for line in lines]
 
 
 def _dropped(folder: Path, parts: Sequence[Part]) -> dict[str, int]:
