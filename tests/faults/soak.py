@@ -42,7 +42,7 @@ PACE = 0.01  # seconds a turn: pocket's on one core of a small cloud machine
 SAMPLING = Sampling(temperature=0.9, max_new_tokens=32)
 CALM = 8  # rounds to one without faults
 ENOUGH = 8  # rounds from which a first and a last quarter can be told apart
-LIMITS = {"memory": 1.1, "handles": 1.0, "turns_per_second": 0.9, "against_fault_free": 0.9, "log_share": 0.01}
+LIMITS = {"memory": 1.1, "handles": 1.0, "turns_per_second": 0.9, "but_for_lost_batches": 0.9, "log_share": 0.01}
 """The last quarter against the first: memory and handles at most, turns a second at least. These against rounds without
 faults, at least; the log's share of the time, at most."""
 
@@ -168,7 +168,8 @@ def soak(model: Any, *, minutes: float, turns: int, faults: float, seed: int = 1
     """Talk until the turns or the minutes are over; figures as plain JSON.
 
     `memory`, `handles` and `turns_per_second` are medians of the first and of the last quarter of rounds; the very
-    first round, in which caches fill, counts to neither. Rounds without faults count to `fault_free` only.
+    first round, in which caches fill, counts to neither. Rounds without faults count to `fault_free` only. A torn line
+    stands for a kill, after which half a batch is said again; `but_for_lost_batches` is the pace with these turns, too.
     """
     run, calm, paces, seconds = Soak(model, faults, seed), Soak(model, 0.0, seed), list[float](), 0.0
     rounds, start = list[tuple[float, float, float]](), time.monotonic()
@@ -192,8 +193,12 @@ def soak(model: Any, *, minutes: float, turns: int, faults: float, seed: int = 1
     medians = {name: [round(statistics.median(row[at] for row in part), 1)
                       for part in (rounds[:quarter], rounds[-quarter:])]
                for at, name in enumerate(("memory", "handles", "turns_per_second")) if rounds}
-    free = {"fault_free": round(statistics.median(paces), 1), "against_fault_free":
-            round(statistics.median(pace for *_, pace in rounds) / statistics.median(paces), 3)} if paces else {}
+    free = {}
+    if paces:
+        against = statistics.median(pace for *_, pace in rounds) / statistics.median(paces)
+        lost = run.found["torn lines"] * BATCH / 2 / run.found["turns"]
+        free = {"fault_free": round(statistics.median(paces), 1), "against_fault_free": round(against, 3),
+                "but_for_lost_batches": round(against * (1 + lost), 3)}
     return {"model": model.name, "minutes": round((time.monotonic() - start) / 60, 1), "rounds": count, **run.found,
             **medians, **free, "log_share": round(run.logging / seconds, 4),
             "log_cpu_ms_a_turn": round(1000 * run.logging_cpu / run.found["turns"], 3),
@@ -211,7 +216,7 @@ def judged(told: dict[str, Any]) -> tuple[list[str], list[str]]:
             continue
         found = told[name]
         value = found if isinstance(found, float) else found[1] / found[0]
-        if value < limit if name in ("turns_per_second", "against_fault_free") else value > limit:
+        if value < limit if name in ("turns_per_second", "but_for_lost_batches") else value > limit:
             failed.append(name)
     return failed, unjudged
 

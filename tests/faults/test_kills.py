@@ -63,11 +63,11 @@ def test_a_short_soak_accounts_for_every_turn():
 
 
 FLAT = {"model": "paced", "rounds": 40, "memory": [40.0, 43.0], "handles": [6, 6], "turns_per_second": [80.0, 76.0],
-        "fault_free": 81.0, "against_fault_free": 0.97, "log_share": 0.009}
+        "fault_free": 81.0, "but_for_lost_batches": 0.97, "log_share": 0.009}
 
 
 @pytest.mark.parametrize("worse", [
-    {"memory": [40.0, 45.0]}, {"handles": [6, 7]}, {"turns_per_second": [80.0, 70.0]}, {"against_fault_free": 0.89},
+    {"memory": [40.0, 45.0]}, {"handles": [6, 7]}, {"turns_per_second": [80.0, 70.0]}, {"but_for_lost_batches": 0.89},
     {"log_share": 0.011}, {"turns unaccounted": 1}, {"turns repeated": 2}, {"trees short for no reason": 1}])
 def test_a_soak_fails_by_the_figure_that_passes_its_limit(worse):
     assert judged(FLAT) == ([], [])
