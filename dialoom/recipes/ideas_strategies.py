@@ -16,7 +16,7 @@ from dialoom.dialogue import Dialogue, content_id
 from dialoom.embed import Embedder, leader_clusters
 from dialoom.errors import DataError
 from dialoom.store import read_rows, write_rows
-from dialoom.text import parse_json
+from dialoom.text import UNUSABLE, parse_json
 
 COLLISION = 0.9
 """Names whose cosine is above it are one strategy."""
@@ -154,6 +154,9 @@ class Strategies:
                 or not all(isinstance(one, str) for one in (*high, *parent.values())):
             raise DataError(f"{where}: expected an object with high (a list of texts) and parent (low-level to "
                             f"high-level text), found {type(value).__name__}")
+        if unusable := next((one for one in (*high, *parent, *parent.values()) if UNUSABLE.search(one)), None):
+            raise DataError(f"{where}: {unusable!r} holds NUL or half a character; delete the file and run the same "
+                            "command again")
         try:
             return cls(tuple(high), parent)
         except DataError as wrong:

@@ -34,6 +34,7 @@ FOUND: list[tuple[str, bytes]] = [
     ("openings", _escaped(topic=SURROGATE, message=TALK["conversations"])),
     ("extractions", _escaped(idx=SURROGATE, conversations=TALK["conversations"])),
     ("clusters", b'[["\xff"], ["a"]]'),
+    ("clustered", b'{"high": ["ask", "\\ud800"], "parent": {"why": "ask", "no": "ask"}}'),
     ("abstractions", b'{"original instructional strategies": ["a"], "High-level instructional strategy": "\\ud800"}'),
     ("questions", b'{"question_id": "\\ud800", "turns": ["Agai\xed\xa0\x80n."]}'),
     ("personas", b'{"id": "p\xbb", "facts": ["She keeps hens."], "traits": ["Calm."]}'),
