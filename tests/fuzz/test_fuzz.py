@@ -25,7 +25,7 @@ from .scratch import write
 from .targets import TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-QUICK, SLOW = 240, 3000
+QUICK, SLOW = 240, 1000
 """Inputs for each light target; heavy ones get a quarter."""
 
 
