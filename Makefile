@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help install docs wheel demo screenshots test test-slow test-all lint results bench constraints clean
 help:
-	@echo "make demo       every recipe on the embedded pocket models, then each model by each evaluation; some ten minutes"
+	@echo "make demo       every recipe on the embedded pocket models, then each model by each evaluation; ten to twelve minutes"
 	@echo "make install    .venv with all that is needed; the other targets do it, too"
 	@echo "make docs       the documentation as a site under build/site, every link checked"
 	@echo "make wheel      the package to install elsewhere, under dist"

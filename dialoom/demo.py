@@ -29,7 +29,7 @@ Log = Callable[[str], None]
 POLL = 1.0  # seconds between two looks at the folders
 ITEMS = 30  # of each cell of the cross table
 LINE = 20.0  # seconds between two plain lines
-TABLE = 0.6  # minutes that the cross table takes
+TABLE = 0.8  # minutes that the cross table takes
 FEWER = ("--test-scenes", "100", "--constant-scenes", "30")  # of DAT's: what is learned stays as it is
 
 
@@ -56,9 +56,9 @@ class Part:
 
 PARTS: tuple[Part, ...] = (
     Part("pbt", "pbt", "PBT: when to give in and when to hold", (), 13, 3.0, (("flipflop", "overall"),)),
-    Part("aloe", "aloe", "ALOE: adapt to who is talking", (), 13, 2.5, (("alignment", "avg"),)),
+    Part("aloe", "aloe", "ALOE: adapt to who is talking", (), 13, 3.0, (("alignment", "avg"),)),
     Part("ideas", "ideas", "IDEAS: users induced from real dialogues", (), 21, 2.0, (("chat", "quality"),)),
-    Part("ditto", "ditto", "DITTO: write like one person", ("--max-authors", "3"), 30, 3.5, (("winrate", "micro"),)),
+    Part("ditto", "ditto", "DITTO: write like one person", ("--max-authors", "3"), 30, 4.0, (("winrate", "micro"),)),
     Part("dat", "dat", "DAT: steer a frozen model toward its goal", FEWER, 17, 3.5, (("social", "reward"),)),
     Part("dat-redteam", "dat", "DAT: red-teaming, to harden a guard", ("--scenes", "redteam", "--harden", *FEWER), 16,
          4.0, (("redteam", "success"), ("ordinary", "kept"))),
