@@ -170,7 +170,7 @@ def test_a_damaged_file_of_a_run_is_told_or_made_again_and_never_a_traceback(nam
     rng, wrong = random.Random(name), []
     files = [path for path in contents(whole(name)) if not path.endswith(DOUBLES)] + ["env.json"]
     order = sorted((whole(name) / "stages").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    for file in rng.sample(files, min(len(files), 6 if name in QUICK else 14)):
+    for file in rng.sample(files, min(len(files), 6 if name in QUICK else 8)):
         damage = rng.choice(sorted(DAMAGES))
         out = tmp_path / "run"
         shutil.rmtree(out, ignore_errors=True)
@@ -238,12 +238,12 @@ def test_every_file_that_a_run_opens_damaged_in_every_way_is_told_or_made_again(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_damaged_file_of_a_real_run_is_told_or_made_again():
-    done = subprocess.run([sys.executable, "-m", "tests.faults.damages"], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-m", "tests.faults.damages", "--most", "12"], capture_output=True,
+                          text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     found = json.loads(done.stdout)["runs"]
     assert set(found) == {"ditto", "ideas", "dat"}
-    assert all(sum(told.values()) >= 10 and told["refused"] for told in found.values()), found
+    assert all(sum(told.values()) >= 8 and told["refused"] for told in found.values()), found
 
 
 def test_a_draft_that_a_kill_left_is_removed_and_another_run_s_is_not(tmp_path):
