@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -389,13 +388,13 @@ def plain_table(card: Card, columns: Sequence[Column] = COLUMNS) -> str:
 
 
 def missing_cells(card: Card) -> list[str]:
-    """Why cells are n/a, one line for each column and reason; reasons that differ in numbers only are one."""
-    found: dict[tuple[str, str], tuple[list[str], str]] = {}
+    """Why cells are n/a, one line for each column and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
     for (subject, title), why in card.missing.items():
-        found.setdefault((title, re.sub(r"\d+", "", why)), ([], why))[0].append(visible(subject))
+        found.setdefault((title, why), []).append(visible(subject))
     several = len(card.subjects) > 1
     return [f"n/a: {title}{' of ' + ', '.join(subjects) if several else ''}: {visible(why)}"
-            for (title, _), (subjects, why) in found.items()]
+            for (title, why), subjects in found.items()]
 
 
 def plain_page(card: Card, columns: Sequence[Column] = COLUMNS) -> str:

@@ -89,9 +89,9 @@ def test_with_a_judge_a_stranger_is_rated_and_told_what_pocket_cannot_measure(po
 
 
 def test_the_same_reason_is_told_once_with_all_it_is_true_of():
-    card = Card(("a", "b", "c"), (), {("a", "as guard"): "it says 3 of 5", ("b", "as guard"): "it says 1 of 5",
-                                      ("c", "as guard"): "other", ("c", "social"): "other"})
-    assert missing_cells(card) == ["n/a: as guard of a, b: it says 3 of 5", "n/a: as guard of c: other",
+    card = Card(("a", "b", "c"), (), {("a", "as guard"): "it says 3 of 5", ("b", "as guard"): "it says 3 of 5",
+                                      ("c", "as guard"): "it says 1 of 5", ("c", "social"): "other"})
+    assert missing_cells(card) == ["n/a: as guard of a, b: it says 3 of 5", "n/a: as guard of c: it says 1 of 5",
                                    "n/a: social of c: other"]
 
 
