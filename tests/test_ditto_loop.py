@@ -324,7 +324,7 @@ def test_pair_losses_by_hand():
 def test_a_loss_that_is_not_a_number_is_told(tmp_path, monkeypatch):
     model = fresh()
     monkeypatch.setattr(loop, "backward", lambda *args, **kwargs: (math.nan, {}))
-    with pytest.raises(TrainingError, match=r"step 1: loss nan"):
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan on rows text 0"):
         loop.fine_tune(model, demos_of(model), SFT, out=tmp_path, seed=0)
 
 

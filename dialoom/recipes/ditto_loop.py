@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +34,9 @@ from dialoom.recipes.ditto_pairs import (
     drawn_pairs,
     sampling_steps,
 )
-from dialoom.store import append_row, write_rows, write_whole
+from dialoom.store import append_row, write_rows
 from dialoom.train import checkpoint
+from dialoom.train.bad_batch import bad_batch
 from dialoom.train.dpo import dpo_loss
 from dialoom.train.loop import OUT_OF_MEMORY_TRIES
 from dialoom.train.pack import TokenPath, bins, choose_logprobs, score_paths
@@ -239,12 +239,11 @@ class Training:
         value, found = self._gradients(paths, loss)
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip))
         if not (math.isfinite(value) and math.isfinite(norm)):
-            texts = [self.model.tokenizer.decode(path.ids) for path in paths]
-            report = {"step": self.step + 1, "loss": str(value), "grad_norm": str(norm), "sequences": texts}
-            where = self.out / "bad_batch.json"
-            write_whole(where, json.dumps(report, indent=1, ensure_ascii=False))
-            raise TrainingError(f"step {self.step + 1}: loss {value}, gradient norm {norm} (its texts are in {where}); "
-                                f"look at them, or lower lr (now {self.lr:g})")
+            what, wrong = ("gradient norm", norm) if math.isfinite(value) else ("loss", value)
+            raise bad_batch(self.out, self.step + 1, what, wrong, [f"text {at}" for at in range(len(paths))],
+                            texts=[self.model.tokenizer.decode(path.ids) for path in paths],
+                            checkpoints=checkpoint.steps(self.out / "checkpoints"),
+                            advice=f"look at its texts, or lower lr (now {self.lr:g})")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1

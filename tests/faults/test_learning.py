@@ -104,10 +104,10 @@ def test_a_style_that_gives_no_number_stops_with_its_texts_in_a_file(tmp_path, m
     model, paths = writing()
     real = loop.backward
     monkeypatch.setattr(loop, "backward", lambda *given, **more: (float("inf"), real(*given, **more)[1]))
-    with pytest.raises(TrainingError, match=r"step 1: loss inf.*bad_batch\.json"):
+    with pytest.raises(TrainingError, match=r"step 1: the loss is inf.*bad_batch\.json"):
         loop.fine_tune(model, paths, SFTStage(max_steps=2, batch=2), out=tmp_path, seed=0)
     report = json.loads((tmp_path / "bad_batch.json").read_text())
-    assert report["step"] == 1 and len(report["sequences"]) == 2 and "Which river?" in report["sequences"][0]
+    assert report["step"] == 1 and len(report["texts"]) == 2 and "Which river?" in report["texts"][0]
 
 
 def test_a_style_short_of_memory_is_learned_in_smaller_rows_to_the_same_weights(tmp_path, monkeypatch):
